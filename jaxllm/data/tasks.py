@@ -1,0 +1,160 @@
+"""Tasks: generators of prompts with worked answers and a scorer for the final answer.
+
+A task is a random-access, seeded source: `example(index)` is a pure function of settings and index.
+Questions, true answers and scorers come from reasoning-gym; what is added here is the worked answer,
+every intermediate state written out, computed independently and checked against the true answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxllm.config import ConfigError, check, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One problem.
+
+    Attributes:
+      prompt: the question as the generator words it.
+      response: the worked answer to learn, ending in the final answer.
+      entry: what the scorer needs (reasoning-gym's entry for its tasks).
+    """
+
+    prompt: str
+    response: str
+    entry: dict[str, Any]
+
+
+class Task(Protocol):
+    """What a data source must offer to be trained on and scored."""
+
+    def example(self, index: int) -> Example:
+        """The `index`-th problem."""
+        ...
+
+    def score(self, text: str, entry: dict[str, Any]) -> float:
+        """1.0 for an exactly right final answer in `text`; graded below that where the scorer grades."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskConfig:
+    """Which task, and its settings.
+
+    Attributes:
+      name: a key of `TASKS`, or `reasoning_gym/NAME` for any other generator (answers not worked out).
+      seed: base of the problems' seeds; ranges `[seed, seed + size)` that do not overlap give unseen problems.
+      grid: side of the board, in cells (game_of_life).
+      min_steps, max_steps: range of simulated steps, one drawn per problem (game_of_life).
+      fill: share of the board filled at the start, one draw with replacement per cell counted (game_of_life).
+    """
+
+    name: str = "game_of_life"
+    seed: int = 1_000_000_000
+    grid: int = 6
+    min_steps: int = 6
+    max_steps: int = 6
+    fill: float = 0.5
+
+    def __post_init__(self) -> None:
+        check(self.name in TASKS or self.name.startswith("reasoning_gym/"), "task.name", self.name,
+              f"{nearest(self.name, TASKS)} (or reasoning_gym/NAME)")
+        check(self.grid >= 3, "task.grid", self.grid, "must be at least 3")
+        check(1 <= self.min_steps <= self.max_steps, "task.min_steps", self.min_steps,
+              f"must lie in 1..max_steps={self.max_steps}")
+        check(0 < self.fill <= 1, "task.fill", self.fill, "must lie in (0, 1]")
+
+
+def make_task(config: TaskConfig) -> Task:
+    """The task that `config` names."""
+    if config.name in TASKS:
+        return TASKS[config.name](config)
+    return ReasoningGym(config.name.removeprefix("reasoning_gym/"), config.seed)
+
+
+class ReasoningGym:
+    """Any reasoning-gym generator with its default settings; the response is the bare answer."""
+
+    def __init__(self, name: str, seed: int, **settings: Any) -> None:
+        """Open generator `name`; `settings` go to its config."""
+        import reasoning_gym
+
+        try:
+            # Items are made on access from seed + index, so the nominal size costs nothing.
+            self._dataset = reasoning_gym.create_dataset(name, seed=seed, size=2**31 - 1, **settings)
+        except ValueError as err:
+            raise ConfigError(f"task.name=reasoning_gym/{name}: {err}") from None
+
+    def example(self, index: int) -> Example:
+        """Question and answer of item `index`."""
+        entry = self._dataset[index]
+        return Example(prompt=entry["question"], response=str(entry["answer"]), entry=entry)
+
+    def score(self, text: str, entry: dict[str, Any]) -> float:
+        """The generator's own score of the whole text."""
+        return float(self._dataset.score_answer(text.strip(), entry))
+
+
+class GameOfLife:
+    """Conway's game on a torus, every intermediate board written out.
+
+    The response reads `1: BOARD 2: BOARD ... n: BOARD`, boards as JSON arrays; the last board is the
+    answer that reasoning-gym's `game_of_life` scorer checks.
+    """
+
+    def __init__(self, config: TaskConfig) -> None:
+        """One generator per number of steps; the number is drawn from the index."""
+        self._config = config
+        self._datasets: dict[int, ReasoningGym] = {}
+
+    def _dataset(self, steps: int) -> ReasoningGym:
+        if steps not in self._datasets:
+            c = self._config
+            self._datasets[steps] = ReasoningGym(
+                "game_of_life", c.seed, grid_size_x=c.grid, grid_size_y=c.grid,
+                filled_cells=int(c.grid * c.grid * c.fill), simulation_steps=steps)
+        return self._datasets[steps]
+
+    def example(self, index: int) -> Example:
+        """Problem `index`; raises if the boards worked out here disagree with the generator's answer."""
+        c = self._config
+        steps = random.Random(f"{c.seed}:{index}:steps").randint(c.min_steps, c.max_steps)
+        base = self._dataset(steps).example(index)
+        board = np.array(json.loads(base.prompt.split("\n\n", 1)[1].rstrip(".")))
+        lines = []
+        for step in range(1, steps + 1):
+            board = life_step(board)
+            lines.append(f"{step}: {json.dumps(board.tolist(), separators=(',', ':'))}")
+        if board.tolist() != json.loads(base.response):
+            raise RuntimeError(f"game_of_life {index}: worked answer differs from reasoning-gym's")
+        return Example(prompt=base.prompt, response=" ".join(lines), entry=base.entry)
+
+    def score(self, text: str, entry: dict[str, Any]) -> float:
+        """The generator's score of the last board in `text`; 0 when there is none or the shape is off."""
+        answer = text.rsplit(":", 1)[-1].replace(" ", "")
+        try:
+            shape = np.shape(json.loads(answer))
+        except (ValueError, TypeError):
+            return 0.0
+        # The scorer looks only at the cells that the true board has, so surplus rows are refused here.
+        if shape != np.shape(json.loads(entry["answer"])):
+            return 0.0
+        steps = entry["metadata"]["simulation_steps"]
+        return self._dataset(steps).score(answer, entry)
+
+
+def life_step(board: np.ndarray) -> np.ndarray:
+    """One step of Conway's game on a torus; `board` is `[rows, columns]` of 0 and 1."""
+    around = sum(np.roll(board, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)) - board
+    return ((around == 3) | ((board == 1) & (around == 2))).astype(board.dtype)
+
+
+TASKS: dict[str, Callable[[TaskConfig], Task]] = {"game_of_life": GameOfLife}

@@ -1,0 +1,132 @@
+"""The face of the models: pure functions over a parameter tree; nobody else sees a Linen module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxllm.models.cache import KVCache
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.layers import Block, rotary_tables
+from jaxllm.models.transformer import Output, Transformer
+
+Params = dict[str, Any]
+
+
+def init(config: ModelConfig, key: jax.Array) -> Params:
+    """Random parameters: `embed`, `layers` (stacked on a leading L axis), `final_norm`, `head` if untied."""
+    return nn.unbox(_init_boxed(config, key))
+
+
+def abstract(config: ModelConfig) -> Params:
+    """The parameter tree as `jax.ShapeDtypeStruct`s; allocates nothing."""
+    return nn.unbox(jax.eval_shape(lambda: _init_boxed(config, jax.random.key(0))))
+
+
+def logical_axes(config: ModelConfig) -> Params:
+    """The parameter tree with a tuple of logical axis names in place of each array."""
+    boxed = jax.eval_shape(lambda: _init_boxed(config, jax.random.key(0)))
+    return jax.tree.map(lambda p: tuple(p.names), boxed, is_leaf=lambda p: isinstance(p, nn.Partitioned))
+
+
+def attention_mask(
+    config: ModelConfig, positions: jax.Array, key_positions: jax.Array,
+    segment_ids: jax.Array | None = None, key_segment_ids: jax.Array | None = None,
+) -> jax.Array | None:
+    """Boolean mask `[B, 1, T, S]`, True where a key may be seen; None when every key may.
+
+    Args:
+      positions, key_positions: int `[B, T]` and `[B, S]`; a key at position -1 is an empty slot.
+      segment_ids, key_segment_ids: int `[B, T]` and `[B, S]`; 0 is padding, and rows see only keys
+        of their own segment.
+    """
+    mask = None
+    if config.causal:
+        mask = key_positions[:, None, :] <= positions[:, :, None]
+    if segment_ids is not None:
+        keys = segment_ids if key_segment_ids is None else key_segment_ids
+        same = (segment_ids[:, :, None] == keys[:, None, :]) & (keys > 0)[:, None, :]
+        mask = same if mask is None else mask & same
+    return None if mask is None else mask[:, None]
+
+
+def apply(
+    params: Params, config: ModelConfig, tokens: jax.Array, *, positions: jax.Array | None = None,
+    segment_ids: jax.Array | None = None, cache: KVCache | None = None, slots: jax.Array | None = None,
+    head: bool = True,
+) -> Output:
+    """Forward pass over `[B, T]` token ids.
+
+    Args:
+      params: parameter tree of `init`.
+      config: its description.
+      tokens: int32 `[B, T]`.
+      positions: int32 `[B, T]`, for rotary angles and the causal mask; 0..T-1 by default.
+      segment_ids: int32 `[B, T]`; 0 marks padding, other rows attend within their segment. Without
+        a cache only.
+      cache: keys and values computed before. The new rows are written into it first, then every
+        row attends to all filled slots (up to its own position if causal).
+      slots: int32 `[B, T]`, where the new rows go; `positions` by default. A slot outside the cache
+        is dropped, which is how padding rows are kept out.
+      head: False to skip the logits.
+
+    Returns:
+      `Output` with raw logits: row i of a `shift_logits` model predicts token i + 1.
+    """
+    if positions is None:
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    if cache is None:
+        mask = attention_mask(config, positions, positions, segment_ids)
+    else:
+        if segment_ids is not None:
+            raise ValueError("segment_ids: not supported together with a cache; drop padding rows by slots=-1")
+        slots = positions if slots is None else slots
+        rows = jnp.arange(tokens.shape[0])[:, None]
+        where = jnp.where(slots < 0, cache.positions.shape[1], slots)
+        filled = cache.positions.at[rows, where].set(positions, mode="drop")
+        mask = (filled >= 0)[:, None, None, :]
+        if config.causal:
+            mask = mask & (filled[:, None, None, :] <= positions[:, None, :, None])
+    return Transformer(config).apply({"params": params}, tokens, positions, mask, cache, slots, head)  # type: ignore
+
+
+def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
+    """Embedding rows `[B, T, D]` of token ids `[B, T]`."""
+    return Transformer(config).apply({"params": params}, tokens, method="embed_tokens")  # type: ignore
+
+
+def project(
+    layer: Params, config: ModelConfig, x: jax.Array, tables: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rotated q `[B, H, T, K]`, k and v `[B, G, T, K]` of rows `[B, T, D]` in one layer (no L axis)."""
+    return Block(config).apply({"params": layer}, x, tables, method="project")  # type: ignore
+
+
+def finish(layer: Params, config: ModelConfig, x: jax.Array, attended: jax.Array) -> jax.Array:
+    """Residual stream `[B, T, D]` after one layer's attention output `[B, T, H, K]` and MLP."""
+    return Block(config).apply({"params": layer}, x, attended, method="finish")  # type: ignore
+
+
+def logits(params: Params, config: ModelConfig, x: jax.Array) -> jax.Array:
+    """Float32 logits `[..., V]` of the residual stream `[..., D]` after the last block."""
+    hidden = Transformer(config).apply({"params": params}, x, method="normalize")
+    return unembed(params, config, hidden)  # type: ignore
+
+
+def unembed(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
+    """Float32 logits `[..., V]` of hidden states `[..., D]` that went through the final norm."""
+    return Transformer(config).apply({"params": params}, hidden, method="unembed")  # type: ignore
+
+
+def tables(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Rotary (sin, cos), each float32 `[B, T, K/2]`, of int positions `[B, T]`."""
+    return rotary_tables(config, positions)
+
+
+def _init_boxed(config: ModelConfig, key: jax.Array) -> Any:
+    token = jnp.zeros((1, 1), jnp.int32)
+    variables = Transformer(config).init(key, token, token, None, None, None, True)
+    return variables["params"]

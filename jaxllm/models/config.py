@@ -1,0 +1,84 @@
+"""The one description of a decoder-only transformer: causal or bidirectional, any supported family."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from jaxllm.config import check
+
+Family = Literal["llada", "dream", "llama", "qwen2", "qwen3"]
+DType = Literal["float32", "bfloat16", "float16"]
+Remat = Literal["none", "full", "dots"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape and switches of the transformer. Sizes are counts, lengths are tokens.
+
+    Attributes:
+      vocab_size: rows of the embedding, V.
+      d_model: width of the residual stream, D.
+      num_layers: blocks, L.
+      num_heads: query heads, H.
+      num_kv_heads: key and value heads, must divide `num_heads`.
+      head_dim: width of one head, K.
+      d_mlp: hidden width of SwiGLU, F.
+      max_length: longest sequence the position encoding is meant for.
+      causal: mask keys to the right of the query; False for masked-diffusion models.
+      qkv_bias: biases on q, k, v (Qwen2, Dream).
+      qk_norm: RMSNorm per head on q and k before RoPE (Qwen3, LLaDA-MoE).
+      tie_embeddings: the head is the transposed embedding.
+      shift_logits: row i - 1 predicts token i also in a bidirectional model (Dream).
+      weight_dtype: dtype in which parameters are held.
+      activation_dtype: dtype of matmuls and the residual stream; logits are always float32.
+      remat: which activations the backward pass recomputes.
+      family: whose Hugging Face names the checkpoint uses.
+      mask_id, eos_id, pad_id, bos_id: special token ids, None where the family has none.
+    """
+
+    vocab_size: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    d_mlp: int
+    max_length: int = 4096
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-5
+    causal: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tie_embeddings: bool = False
+    shift_logits: bool = False
+    weight_dtype: DType = "float32"
+    activation_dtype: DType = "float32"
+    remat: Remat = "none"
+    family: Family = "llada"
+    mask_id: int | None = None
+    eos_id: int | None = None
+    pad_id: int | None = None
+    bos_id: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_mlp",
+                     "max_length"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        check(self.num_heads % self.num_kv_heads == 0, "num_kv_heads", self.num_kv_heads,
+              f"must divide num_heads={self.num_heads}")
+        check(self.head_dim % 2 == 0, "head_dim", self.head_dim, "must be even for rotary positions")
+        for name in ("mask_id", "eos_id", "pad_id", "bos_id"):
+            value = getattr(self, name)
+            check(value is None or 0 <= value < self.vocab_size, name, value,
+                  f"must lie inside the vocabulary 0..{self.vocab_size - 1}")
+
+    @property
+    def num_parameters(self) -> int:
+        """Count of scalar parameters."""
+        d, k = self.d_model, self.head_dim
+        attention = d * k * (2 * self.num_heads + 2 * self.num_kv_heads)
+        biases = k * (self.num_heads + 2 * self.num_kv_heads) if self.qkv_bias else 0
+        norms = 2 * d + (2 * k if self.qk_norm else 0)
+        layer = attention + biases + norms + 3 * d * self.d_mlp
+        return self.num_layers * layer + self.vocab_size * d * (1 if self.tie_embeddings else 2) + d

@@ -1,0 +1,174 @@
+"""Building blocks of the transformer: projections, RMSNorm, rotary positions, attention, one block.
+
+Dims: B batch, T query rows, S key rows, D model, H query heads, G key/value heads, K head width,
+F MLP width, L layers, V vocabulary. Keys and values are held head-major, `[B, G, S, K]`, so that the
+batched matmuls of attention need no transpose and a cache is updated in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxllm.models.config import ModelConfig
+
+# Queries are processed in chunks of this many rows once T is larger, so the weights of a whole
+# [T, S] square never exist at once.
+QUERY_CHUNK = 1024
+
+
+def dtype_of(name: str) -> jnp.dtype:
+    """The jnp dtype of a config's dtype name."""
+    return jnp.dtype({"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}[name])
+
+
+class Projection(nn.Module):
+    """Linear map; one declaration gives the kernel's shape, logical axes and init.
+
+    `contract` leading kernel dims are summed over: the input's trailing dims must match them.
+    """
+
+    shape: Sequence[int]
+    axes: Sequence[str]
+    contract: int = 1
+    bias: bool = False
+    init_scale: float = 1.0
+    weight_dtype: jnp.dtype = jnp.dtype(jnp.float32)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[..., *shape[:contract]]` to `[..., *shape[contract:]]` in x's dtype."""
+        n = self.contract
+        init = nn.initializers.variance_scaling(
+            self.init_scale, "fan_in", "truncated_normal", in_axis=tuple(range(n)),
+            out_axis=tuple(range(n, len(self.shape))))
+        kernel = self.param("kernel", nn.with_logical_partitioning(init, tuple(self.axes)),
+                            tuple(self.shape), self.weight_dtype)
+        y = lax.dot_general(x, kernel.astype(x.dtype),
+                            ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())))
+        if self.bias:
+            bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, tuple(self.axes[n:])),
+                              tuple(self.shape[n:]), self.weight_dtype)
+            y = y + bias.astype(y.dtype)
+        return y
+
+
+class RMSNorm(nn.Module):
+    """RMSNorm in float32, cast back to the input dtype before the scale (the Llama order)."""
+
+    dim: int
+    axis: str
+    eps: float
+    weight_dtype: jnp.dtype = jnp.dtype(jnp.float32)
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Normalise the last axis of `[..., dim]`."""
+        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)),
+                           (self.dim,), self.weight_dtype)
+        h = x.astype(jnp.float32)
+        h = h * lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + self.eps)
+        return h.astype(x.dtype) * scale.astype(x.dtype)
+
+
+def rotary_tables(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Float32 (sin, cos) of the rotary angles, each `[B, T, K/2]`, for integer positions `[B, T]`."""
+    half = config.head_dim // 2
+    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = positions.astype(jnp.float32)[..., None] * frequency
+    return jnp.sin(angle), jnp.cos(angle)
+
+
+def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotate-half RoPE (NeoX) in float32 on `[B, T, H, K]`, cast back to x's dtype."""
+    sin, cos = (t[:, :, None, :] for t in tables)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def attention_weights(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Float32 softmax weights `[B, H, T, S]` of queries `[B, H, T, K]` over keys `[B, G, S, K]`.
+
+    `mask` is boolean, broadcastable to `[B, 1, T, S]`, True where a key may be seen. A query that
+    sees no key gets all-zero weights.
+    """
+    b, h, t, d = q.shape
+    g = k.shape[1]
+    # Grouped heads fold into the row axis: one [R*T, K] x [K, S] matmul per key head.
+    scores = jnp.einsum("bgrk,bgsk->bgrs", (q * d**-0.5).reshape(b, g, (h // g) * t, d), k,
+                        preferred_element_type=jnp.float32)
+    scores = scores.reshape(b, h, t, k.shape[2])
+    if mask is None:
+        return jax.nn.softmax(scores, axis=-1)
+    weights = jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1)
+    return jnp.where(mask, weights, 0.0)
+
+
+def weighted_values(weights: jax.Array, v: jax.Array) -> jax.Array:
+    """Sum of values `[B, G, S, K]` under weights `[B, H, T, S]`, rows first: `[B, T, H, K]`."""
+    b, h, t, s = weights.shape
+    g, d = v.shape[1], v.shape[3]
+    out = jnp.einsum("bgrs,bgsk->bgrk", weights.astype(v.dtype).reshape(b, g, (h // g) * t, s), v)
+    return out.reshape(b, h, t, d).swapaxes(1, 2)
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Softmax attention: q `[B, H, T, K]`, k and v `[B, G, S, K]`, mask as in `attention_weights`.
+
+    Returns `[B, T, H, K]`. Long query runs go chunk by chunk.
+    """
+    t = q.shape[2]
+    if t <= QUERY_CHUNK:
+        return weighted_values(attention_weights(q, k, mask), v)
+    chunks = []
+    for start in range(0, t, QUERY_CHUNK):
+        rows = slice(start, min(start + QUERY_CHUNK, t))
+        part = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
+        chunks.append(weighted_values(attention_weights(q[:, :, rows], k, part), v))
+    return jnp.concatenate(chunks, axis=1)
+
+
+class Block(nn.Module):
+    """One pre-norm block, in two halves around attention so that decoders can cache in between."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        """Declare the block's parameters."""
+        c = self.config
+        w = dtype_of(c.weight_dtype)
+        d, h, g, k, f = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim, c.d_mlp
+        residual = 1.0 / (2 * c.num_layers)  # keeps the residual stream's variance at init
+        kv_axes = ("embed", "kv_heads", "head_dim")
+        self.attn_norm = RMSNorm(d, "norm", c.rms_norm_eps, w)
+        self.q = Projection((d, h, k), ("embed", "heads", "head_dim"), bias=c.qkv_bias, weight_dtype=w)
+        self.k = Projection((d, g, k), kv_axes, bias=c.qkv_bias, weight_dtype=w)
+        self.v = Projection((d, g, k), kv_axes, bias=c.qkv_bias, weight_dtype=w)
+        self.o = Projection((h, k, d), ("heads", "head_dim", "embed"), contract=2, init_scale=residual,
+                            weight_dtype=w)
+        if c.qk_norm:
+            self.q_norm = RMSNorm(k, "head_dim", c.rms_norm_eps, w)
+            self.k_norm = RMSNorm(k, "head_dim", c.rms_norm_eps, w)
+        self.mlp_norm = RMSNorm(d, "norm", c.rms_norm_eps, w)
+        self.gate = Projection((d, f), ("embed", "mlp"), weight_dtype=w)
+        self.up = Projection((d, f), ("embed", "mlp"), weight_dtype=w)
+        self.down = Projection((f, d), ("mlp", "embed"), init_scale=residual, weight_dtype=w)
+
+    def project(self, x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries `[B, H, T, K]`, keys and values `[B, G, T, K]` of rows `[B, T, D]`, rotated."""
+        n = self.attn_norm(x)
+        q, k, v = self.q(n), self.k(n), self.v(n)
+        if self.config.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotate(q, tables), rotate(k, tables)
+        return q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)
+
+    def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
+        """Residual stream `[B, T, D]` after attention's output `[B, T, H, K]` and the MLP."""
+        x = x + self.o(attended)
+        n = self.mlp_norm(x)
+        return x + self.down(nn.silu(self.gate(n)) * self.up(n))

@@ -1,0 +1,118 @@
+"""The one decoder-only transformer: scanned blocks, causal or bidirectional, with or without a cache."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxllm.models.cache import KVCache, write_rows
+from jaxllm.models.config import ModelConfig
+from jaxllm.models.layers import Block, RMSNorm, attend, dtype_of, rotary_tables
+
+
+@struct.dataclass
+class Output:
+    """Result of a forward pass.
+
+    Attributes:
+      logits: `[B, T, V]` float32, or None when the head was not asked for.
+      hidden: `[B, T, D]` after the final norm, activation dtype.
+      cache: the updated cache, or None when none was given.
+    """
+
+    logits: jax.Array | None
+    hidden: jax.Array
+    cache: KVCache | None
+
+
+class _ScanBlock(Block):
+    """`Block` as the body of a scan over layers, with the layer's cache as scanned input and output."""
+
+    def __call__(self, x, layer_cache, tables, mask, slots):
+        """Carry `[B, T, D]`; returns the carry and the layer's new (k, v) or None."""
+        q, k, v = self.project(x, tables)
+        if layer_cache is not None:
+            k = write_rows(layer_cache[0], k, slots)
+            v = write_rows(layer_cache[1], v, slots)
+            layer_cache = (k, v)
+        x = self.finish(x, attend(q, k, v, mask))
+        return nn.with_logical_constraint(x, ("batch", "length", "act_embed")), layer_cache
+
+
+def _remat(config: ModelConfig):
+    if config.remat == "none":
+        return _ScanBlock
+    policy = jax.checkpoint_policies.checkpoint_dots if config.remat == "dots" else None
+    return nn.remat(_ScanBlock, prevent_cse=False, policy=policy)
+
+
+class Transformer(nn.Module):
+    """Embedding, L scanned blocks, final norm and head."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        """Declare embedding, stacked layers, final norm and, when untied, the head."""
+        c = self.config
+        w = dtype_of(c.weight_dtype)
+        # Normal(1/sqrt(D)) keeps tied logits of order one; the untied table starts at the same scale.
+        embed_init = nn.initializers.normal(stddev=c.d_model**-0.5 if c.tie_embeddings else 1.0)
+        self.embed = _Table((c.vocab_size, c.d_model), ("vocab", "embed"), embed_init, w)
+        scan = nn.scan(_remat(c), variable_axes={"params": 0}, split_rngs={"params": True}, length=c.num_layers,
+                       in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast), out_axes=0,
+                       metadata_params={nn.PARTITION_NAME: "layers"})
+        self.layers = scan(c)
+        self.final_norm = RMSNorm(c.d_model, "norm", c.rms_norm_eps, w)
+        if not c.tie_embeddings:
+            self.head = _Table((c.d_model, c.vocab_size), ("embed", "vocab"),
+                               nn.initializers.normal(stddev=c.d_model**-0.5), w, leaf="kernel")
+
+    def embed_tokens(self, tokens: jax.Array) -> jax.Array:
+        """Embedding rows `[B, T, D]` of token ids `[B, T]`, in the activation dtype."""
+        # One gather of a table that fsdp has cut along D would make XLA replicate the whole result.
+        table = nn.with_logical_constraint(self.embed(), ("vocab", None))
+        x = jnp.take(table, tokens, axis=0).astype(dtype_of(self.config.activation_dtype))
+        return nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        """The final norm, `[..., D]`."""
+        return self.final_norm(x)
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """Float32 logits `[..., V]` of normalised hidden states `[..., D]`."""
+        kernel = self.embed().T if self.config.tie_embeddings else self.head()
+        return jnp.einsum("...d,dv->...v", hidden.astype(jnp.float32), kernel.astype(jnp.float32),
+                          precision=jax.lax.Precision.HIGHEST)
+
+    def __call__(
+        self, tokens: jax.Array, positions: jax.Array, mask: jax.Array | None, cache: KVCache | None,
+        slots: jax.Array | None, head: bool,
+    ) -> Output:
+        """Forward pass; `models.api.apply` documents the arguments."""
+        x = self.embed_tokens(tokens)
+        tables = rotary_tables(self.config, positions)
+        layer_caches = None if cache is None else (cache.k, cache.v)
+        x, layer_caches = self.layers(x, layer_caches, tables, mask, slots)
+        hidden = self.normalize(x)
+        if cache is not None:
+            rows = jnp.arange(tokens.shape[0])[:, None]
+            where = jnp.where(slots < 0, cache.positions.shape[1], slots)
+            cache = KVCache(*layer_caches, positions=cache.positions.at[rows, where].set(positions, mode="drop"))
+        return Output(logits=self.unembed(hidden) if head else None, hidden=hidden, cache=cache)
+
+
+class _Table(nn.Module):
+    """A bare matrix parameter, one declaration for shape, axes and init."""
+
+    shape: tuple[int, int]
+    axes: tuple[str, str]
+    initializer: nn.initializers.Initializer
+    weight_dtype: jnp.dtype
+    leaf: str = "embedding"
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param(self.leaf, nn.with_logical_partitioning(self.initializer, self.axes), self.shape,
+                          self.weight_dtype)
