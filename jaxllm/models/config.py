@@ -13,6 +13,30 @@ Remat = Literal["none", "full", "dots"]
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's stretch of the rotary wavelengths, `rope_type: llama3` of Hugging Face configs.
+
+    Attributes:
+      factor: wavelengths longer than `original_max_length / low_freq_factor` grow by this factor.
+      low_freq_factor, high_freq_factor: between `original_max_length` over these two the stretch is
+        blended in; shorter wavelengths stay as they are.
+      original_max_length: context of pretraining, in tokens.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_length: int
+
+    def __post_init__(self) -> None:
+        check(self.factor >= 1, "rope_scaling.factor", self.factor, "must be at least 1")
+        check(0 < self.low_freq_factor < self.high_freq_factor, "rope_scaling.low_freq_factor", self.low_freq_factor,
+              f"must be positive and below high_freq_factor={self.high_freq_factor}")
+        check(self.original_max_length >= 1, "rope_scaling.original_max_length", self.original_max_length,
+              "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Shape and switches of the transformer. Sizes are counts, lengths are tokens.
 
@@ -25,6 +49,8 @@ class ModelConfig:
       head_dim: width of one head, K.
       d_mlp: hidden width of SwiGLU, F.
       max_length: longest sequence the position encoding is meant for.
+      rope_theta: base of the rotary wavelengths.
+      rope_scaling: Llama 3.1's stretch of them, None for plain RoPE.
       causal: mask keys to the right of the query; False for masked-diffusion models.
       qkv_bias: biases on q, k, v (Qwen2, Dream).
       qk_norm: RMSNorm per head on q and k before RoPE (Qwen3, LLaDA-MoE).
@@ -46,6 +72,7 @@ class ModelConfig:
     d_mlp: int
     max_length: int = 4096
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
     rms_norm_eps: float = 1e-5
     causal: bool = False
     qkv_bias: bool = False

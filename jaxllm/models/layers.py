@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.rope import inverse_frequencies
 
 # Queries are processed in chunks of this many rows once T is larger, so the weights of a whole
 # [T, S] square never exist at once.
@@ -77,9 +78,7 @@ class RMSNorm(nn.Module):
 
 def rotary_tables(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Float32 (sin, cos) of the rotary angles, each `[B, T, K/2]`, for integer positions `[B, T]`."""
-    half = config.head_dim // 2
-    frequency = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = positions.astype(jnp.float32)[..., None] * frequency
+    angle = positions.astype(jnp.float32)[..., None] * inverse_frequencies(config)
     return jnp.sin(angle), jnp.cos(angle)
 
 

@@ -1,0 +1,136 @@
+"""The masked-diffusion objective of LLaDA (arXiv 2502.09992): corruption, loss, likelihood bound.
+
+Pretraining masks any token, SFT only the response; both are read off `Batch.loss_weights`. Beside
+LLaDA's uniform masking a share of rows can be masked as semi-autoregressive decoders meet them
+(block-wise SFT, arXiv 2508.19529): clean up to a cut, partly masked in a window, masked beyond.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxllm import models
+from jaxllm.config import check
+from jaxllm.data.batch import Batch
+from jaxllm.models import ModelConfig
+from jaxllm.training.losses import cross_entropy
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedDiffusionConfig:
+    """How rows are masked.
+
+    Attributes:
+      min_ratio: smallest masking ratio t of a row; 1/t weights the loss.
+      block_share: share of rows masked block-wise, 0 for LLaDA's objective alone.
+      block_length: tokens of the partly masked window of such a row.
+      whole_share: share of block-wise rows whose window is masked whole.
+      stratified: spread t over the batch evenly instead of drawing each row's alone (same mean, less
+        variance).
+    """
+
+    min_ratio: float = 1e-3
+    block_share: float = 0.0
+    block_length: int = 32
+    whole_share: float = 0.25
+    stratified: bool = True
+
+    def __post_init__(self) -> None:
+        check(0 < self.min_ratio < 1, "objective.min_ratio", self.min_ratio, "must lie in (0, 1)")
+        check(0 <= self.block_share <= 1, "objective.block_share", self.block_share, "must lie in [0, 1]")
+        check(0 <= self.whole_share <= 1, "objective.whole_share", self.whole_share, "must lie in [0, 1]")
+        check(self.block_length >= 1, "objective.block_length", self.block_length, "must be at least 1")
+
+
+def corrupt(
+    key: jax.Array, maskable: jax.Array, config: MaskedDiffusionConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Draw which tokens are masked, and what each counts.
+
+    Args:
+      key: PRNG key.
+      maskable: bool `[B, T]`, tokens that may be masked.
+      config: ratios and shares.
+
+    Returns:
+      masked: bool `[B, T]`. weight: float32 `[B, T]`, 1/t on a masked token of a uniform row; on a
+      block-wise row the row's maskable count over its masked window tokens, so that both kinds of row
+      weigh the same; 0 elsewhere. Expected weight of a row = its maskable count.
+    """
+    b, t = maskable.shape
+    k_ratio, k_uniform, k_kind, k_cut, k_whole, k_block, k_shuffle = jax.random.split(key, 7)
+    ratio = jax.random.uniform(k_ratio, (b,))
+    if config.stratified:
+        ratio = jax.random.permutation(k_shuffle, (ratio[0] + jnp.arange(b) / b) % 1.0)
+    ratio = config.min_ratio + (1 - config.min_ratio) * ratio
+    uniform = maskable & (jax.random.uniform(k_uniform, (b, t)) < ratio[:, None])
+    uniform_weight = uniform / ratio[:, None]
+    if config.block_share == 0:
+        return uniform, uniform_weight
+
+    count = jnp.sum(maskable, axis=1, keepdims=True)
+    index = jnp.cumsum(maskable, axis=1) - 1  # place within the row's maskable tokens
+    cut = jnp.floor(jax.random.uniform(k_cut, (b, 1)) * count)
+    inside = maskable & (index >= cut) & (index < cut + config.block_length)
+    whole = jax.random.uniform(k_whole, (b, 1)) < config.whole_share
+    window = inside & (whole | (jax.random.uniform(k_block, (b, t)) < ratio[:, None]))
+    blockwise = window | (maskable & (index >= cut + config.block_length))
+    block_weight = window * (count / jnp.maximum(jnp.sum(window, axis=1, keepdims=True), 1))
+
+    is_block = jax.random.uniform(k_kind, (b, 1)) < config.block_share
+    return jnp.where(is_block, blockwise, uniform), jnp.where(is_block, block_weight, uniform_weight)
+
+
+def predictions(params: Any, config: ModelConfig, tokens: jax.Array, positions: jax.Array | None = None,
+                segment_ids: jax.Array | None = None) -> jax.Array:
+    """Float32 logits `[B, T, V]` in which row i predicts token i, also for models that shift by one."""
+    logits = models.apply(params, config, tokens, positions=positions, segment_ids=segment_ids).logits
+    return jnp.concatenate([logits[:, :1], logits[:, :-1]], axis=1) if config.shift_logits else logits
+
+
+def masked_diffusion_loss(model: ModelConfig, config: MaskedDiffusionConfig):
+    """LLaDA's loss: cross-entropy on masked tokens over t, divided by the maskable tokens of the batch."""
+    check(model.mask_id is not None, "model.mask_id", None, "a masked-diffusion model needs a mask token id")
+
+    def loss_fn(params: Any, batch: Batch, key: jax.Array):
+        maskable = batch.loss_weights > 0
+        masked, weight = corrupt(key, maskable, config)
+        noisy = jnp.where(masked, model.mask_id, batch.tokens)
+        logits = predictions(params, model, noisy, batch.positions, batch.segment_ids)
+        loss = cross_entropy(logits, batch.tokens)
+        right = (jnp.argmax(logits, -1) == batch.tokens).astype(jnp.float32)
+        count = jnp.sum(maskable).astype(jnp.float32)
+        learned = (weight > 0).astype(jnp.float32)
+        metrics = {"train/accuracy": (jnp.sum(right * learned), jnp.sum(learned))}
+        return jnp.sum(loss * weight), count, metrics
+
+    return loss_fn
+
+
+def elbo(params: Any, model: ModelConfig, batch: Batch, key: jax.Array, samples: int = 1) -> tuple[jax.Array, jax.Array]:
+    """Monte Carlo bound on -log p(response | prompt) in nats, as (sum, tokens) over the batch.
+
+    LLaDA equation 6: for each row draw l uniformly from 1..L, mask exactly l of its L maskable tokens
+    and weigh their cross-entropy by L / l; lower variance than drawing each token alone. Perplexity
+    is exp(sum / tokens).
+    """
+    maskable = batch.loss_weights > 0
+    count = jnp.sum(maskable, axis=1)
+
+    def one(sample_key: jax.Array) -> jax.Array:
+        k_number, k_order = jax.random.split(sample_key)
+        u = (jax.random.uniform(k_number) + jnp.arange(len(count)) / len(count)) % 1.0
+        number = jnp.minimum(1 + jnp.floor(u * count), jnp.maximum(count, 1))
+        score = jnp.where(maskable, jax.random.uniform(k_order, maskable.shape), jnp.inf)
+        rank = jnp.argsort(jnp.argsort(score, axis=1), axis=1)
+        masked = maskable & (rank < number[:, None])
+        noisy = jnp.where(masked, model.mask_id, batch.tokens)
+        logits = predictions(params, model, noisy, batch.positions, batch.segment_ids)
+        return jnp.sum(cross_entropy(logits, batch.tokens) * masked * (count / number)[:, None])
+
+    total = jnp.mean(jax.lax.map(one, jax.random.split(key, samples)))
+    return total, jnp.sum(count).astype(jnp.float32)

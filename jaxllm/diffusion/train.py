@@ -1,0 +1,21 @@
+"""Training a masked-diffusion model: the config and the objective handed to the one loop."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jaxllm.diffusion.objective import MaskedDiffusionConfig, elbo, masked_diffusion_loss
+from jaxllm.training import Objective, TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionTrainConfig(TrainConfig):
+    """`TrainConfig` with the masked-diffusion objective's settings."""
+
+    objective: MaskedDiffusionConfig = MaskedDiffusionConfig()
+
+
+def diffusion_objective(config: DiffusionTrainConfig) -> Objective:
+    """LLaDA's loss, and its likelihood bound as validation."""
+    return Objective(loss=masked_diffusion_loss(config.model, config.objective),
+                     validate=lambda params, batch, key: elbo(params, config.model, batch, key))

@@ -1,0 +1,154 @@
+"""The one training loop; it reads straight down."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tokenizers import Tokenizer
+
+from jaxllm import tracking
+from jaxllm.checkpoint.manager import Checkpointer
+from jaxllm.config import ConfigError
+from jaxllm.data import Loader, build_word_tokenizer, load_tokenizer, make_task
+from jaxllm.models import ModelConfig
+from jaxllm.parallel import batch_sharding, make_mesh, replicated
+from jaxllm.training.config import TrainConfig
+from jaxllm.training.optimizer import learning_rate, make_optimizer
+from jaxllm.training.state import TrainState, init_state, state_shardings
+from jaxllm.training.step import LossFn, jit_step, make_step
+
+TOKENIZER_EXAMPLES = 400
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What a room hands the loop.
+
+    Attributes:
+      loss: the training loss, `(params, batch, key) -> (sum, denominator, metrics)`.
+      validate: `(params, batch, key) -> (sum, tokens)` in nats.
+    """
+
+    loss: LossFn
+    validate: Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, resume: bool = False,
+          log: Callable[[str], None] = print) -> TrainState:
+    """Run all stages of `config`; writes metrics, manifest, tokenizer and checkpoints under `run_dir`.
+
+    With `resume` the newest checkpoint is restored and the run goes on as if it had never stopped:
+    data and randomness depend on the step alone.
+    """
+    run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    tokenizer = run_tokenizer(config)
+    tokenizer.save(str(run_dir / "tokenizer.json"))
+    optimizer = make_optimizer(config.optimizer, config.total_steps)
+    rate = learning_rate(config.optimizer, config.total_steps)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    layout = state_shardings(config.model, optimizer, mesh)
+    checkpointer = Checkpointer(run_dir / "checkpoints", config.keep)
+
+    def fresh(key: jax.Array) -> TrainState:
+        return init_state(config.model, optimizer, key)
+
+    key = jax.random.key(config.seed)
+    start = checkpointer.latest()
+    if resume and start is not None:
+        state = checkpointer.restore(start, jax.eval_shape(fresh, key), layout)
+        log(f"resumed at step {start}")
+    elif start is not None:
+        raise ConfigError(f"{run_dir}: already holds checkpoints up to step {start}; pass --resume or another directory")
+    else:
+        state, start = jax.jit(fresh, out_shardings=layout)(key), 0
+
+    tracking.write_manifest(run_dir, config, seeds={"run": config.seed}, extra={"resumed_at": start})
+    tracker = tracking.open_tracker(run_dir, resume_step=start if resume else None)
+    step_fn = jit_step(make_step(objective.loss, optimizer, seed=config.seed + 1, accumulate=config.accumulate),
+                       layout, mesh)
+    validate = jax.jit(objective.validate, in_shardings=(layout.params, batch_sharding(mesh), replicated(mesh)))
+    validation = None if config.validation is None else _loader(config, config.validation, tokenizer)
+    mark, tokens = time.perf_counter(), 0
+    for step, batch in batches(config, tokenizer, start):
+        state, metrics = step_fn(state, batch)
+        done = step + 1
+        tokens += batch.tokens.size
+        if done % config.log_every == 0 or done == config.total_steps:
+            values = {name: float(value) for name, value in metrics.items()}  # waits for the device
+            now = time.perf_counter()
+            values |= {"train/learning_rate": float(rate(step)), "perf/tokens_per_s": tokens / (now - mark),
+                       "perf/step_s": (now - mark) / min(config.log_every, done - start)}
+            values |= _mfu(config.model, batch.tokens.shape[1], values["perf/tokens_per_s"])
+            tracker.log(values, done)
+            log(f"step {done}/{config.total_steps} loss {values['train/loss']:.4f} "
+                f"accuracy {values.get('train/accuracy', float('nan')):.4f} {values['perf/tokens_per_s']:.0f} tokens/s")
+            mark, tokens = now, 0
+        if validation is not None and (done % config.validate_every == 0 or done == config.total_steps):
+            total = np.zeros(2)
+            for i in range(config.validation_batches):
+                total += np.array(validate(state.params, validation[i], jax.random.key(i)), np.float64)
+            tracker.log({"validation/nll_per_token": total[0] / total[1],
+                         "validation/perplexity": float(np.exp(total[0] / total[1]))}, done)
+            log(f"step {done} validation nll/token {total[0] / total[1]:.4f}")
+            mark, tokens = time.perf_counter(), 0
+        if done == config.total_steps or (config.save_every and done % config.save_every == 0):
+            checkpointer.save(done, state)
+    checkpointer.close()
+    tracker.close()
+    return state
+
+
+def batches(config: TrainConfig, tokenizer: Tokenizer, start: int) -> Iterator[tuple[int, Any]]:
+    """(step, batch) from step `start` to the end of the last stage."""
+    first = 0
+    for stage in config.stages:
+        if start < first + stage.steps:
+            loader = _loader(config, stage.data, tokenizer)
+            for step in range(max(start, first), first + stage.steps):
+                yield step, loader[step - first]
+        first += stage.steps
+
+
+def run_tokenizer(config: TrainConfig) -> Tokenizer:
+    """The run's tokenizer; its vocabulary must fit the model's."""
+    if config.tokenizer is not None:
+        tokenizer = load_tokenizer(config.tokenizer)
+    else:
+        # The last stage has the widest range of texts.
+        task = make_task(config.stages[-1].data.task)
+        examples = [task.example(i) for i in range(TOKENIZER_EXAMPLES)]
+        tokenizer = build_word_tokenizer(text for e in examples for text in (e.prompt, e.response))
+    size = tokenizer.get_vocab_size()
+    if size > config.model.vocab_size:
+        raise ConfigError(f"model.vocab_size={config.model.vocab_size}: the tokenizer has {size} tokens")
+    return tokenizer
+
+
+def _loader(config: TrainConfig, data: Any, tokenizer: Tokenizer) -> Loader:
+    if config.model.eos_id is None:
+        raise ConfigError("model.eos_id=None: training needs the id that ends a document")
+    return Loader(data, tokenizer, config.model.eos_id, config.seed)
+
+
+# Published dense peaks, FLOP/s in bfloat16, by jax device kind.
+PEAK_FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100-SXM4-80GB": 312e12,
+              "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12}
+
+
+def flops_per_token(model: ModelConfig, length: int) -> float:
+    """Training FLOPs of one token in a row of `length`: 6 per weight, 12 L H K T for attention (PaLM, appendix B)."""
+    weights = model.num_parameters - (0 if model.tie_embeddings else model.vocab_size * model.d_model)
+    return 6.0 * weights + 12.0 * model.num_layers * model.num_heads * model.head_dim * length
+
+
+def _mfu(model: ModelConfig, length: int, tokens_per_s: float) -> dict[str, float]:
+    """Share of the devices' published peak; absent where no peak is known."""
+    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    return {} if peak is None else {"perf/mfu": tokens_per_s * flops_per_token(model, length) / (peak * jax.device_count())}
