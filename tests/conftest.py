@@ -1,0 +1,24 @@
+"""Eight simulated devices on the CPU, and the `--slow` and `--parity` switches."""
+
+import os
+
+# Before jax starts a backend: sharding tests need several devices.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+
+import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run soak and kill tests too")
+    parser.addoption("--parity", action="store_true", help="run comparisons with torch too")
+
+
+def pytest_collection_modifyitems(config, items):
+    for name in ("slow", "parity"):
+        if not config.getoption(f"--{name}"):
+            skip = pytest.mark.skip(reason=f"needs --{name}")
+            for item in items:
+                if name in item.keywords:
+                    item.add_marker(skip)

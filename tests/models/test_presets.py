@@ -1,0 +1,93 @@
+"""Presets against the totals their authors publish, and the golden model's config."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm.config import ConfigError
+from jaxllm.models import abstract
+from jaxllm.models.config import ModelConfig, RopeScaling
+from jaxllm.models.presets import PRESETS, preset
+from jaxllm.models.rope import inverse_frequencies
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "llada-tiny" / "config.json"
+
+# Parameter totals of the published checkpoints; tied heads are counted once.
+PUBLISHED = {
+    "llada-8b": 8_015_581_184,
+    "llada-1.5": 8_015_581_184,
+    "dream-7b": 7_615_616_512,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3.2-1b": 1_235_814_400,
+    "llama-3.2-3b": 3_212_749_824,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen3-0.6b": 596_049_920,
+    "qwen3-1.7b": 1_720_574_976,
+    "qwen3-4b": 4_022_468_096,
+    "qwen3-8b": 8_190_735_360,
+    "smollm2-135m": 134_515_008,
+    "smollm2-360m": 361_821_120,
+    "smollm2-1.7b": 1_711_376_384,
+}
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_parameter_totals_are_the_published_ones(name):
+    shapes = jax.tree.leaves(abstract(preset(name)))
+    assert sum(int(np.prod(s.shape)) for s in shapes) == PUBLISHED[name]
+    assert preset(name).num_parameters == PUBLISHED[name]
+
+
+def test_every_published_preset_is_covered():
+    assert set(PRESETS) - set(PUBLISHED) == {"llada-tiny", "llada-100m"}
+    assert 0.9e8 < preset("llada-100m").num_parameters < 1.2e8
+
+
+def test_llada_tiny_is_the_golden_model():
+    golden, config = json.loads(GOLDEN.read_text()), preset("llada-tiny")
+    assert (config.vocab_size, config.d_model, config.num_layers, config.num_heads, config.num_kv_heads,
+            config.d_mlp, config.max_length, config.rope_theta, config.mask_id, config.eos_id) == (
+        golden["embedding_size"], golden["d_model"], golden["n_layers"], golden["n_heads"], golden["n_kv_heads"],
+        golden["mlp_hidden_size"], golden["max_sequence_length"], golden["rope_theta"], golden["mask_token_id"],
+        golden["eos_token_id"])
+    assert not config.causal and config.family == "llada"
+
+
+def test_preset_changes_and_errors():
+    assert preset("llada-tiny", num_layers=2).num_layers == 2
+    with pytest.raises(ConfigError, match=r"'llada-8' is unknown; did you mean .*llada-8b"):
+        preset("llada-8")
+    with pytest.raises(ConfigError, match=r"unknown field 'n_layers'; did you mean .*num_layers"):
+        preset("llada-tiny", n_layers=2)
+
+
+def test_llama3_wavelengths_follow_the_three_regimes():
+    scaling = RopeScaling(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_length=8192)
+    shape = dict(vocab_size=8, d_model=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=64, d_mlp=8)
+    got = np.asarray(inverse_frequencies(ModelConfig(**shape, rope_theta=5e5, rope_scaling=scaling)))
+    for j, value in enumerate(got):
+        plain = 5e5 ** (-2 * j / 64)
+        wavelength = 2 * np.pi / plain
+        if wavelength < 8192 / 4:
+            expected = plain
+        elif wavelength > 8192:
+            expected = plain / 32
+        else:
+            smooth = (8192 / wavelength - 1) / (4 - 1)
+            expected = (1 - smooth) * plain / 32 + smooth * plain
+        assert value == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("field, value, message", [
+    ("factor", 0.5, "rope_scaling.factor"), ("low_freq_factor", 8.0, "rope_scaling.low_freq_factor"),
+    ("original_max_length", 0, "rope_scaling.original_max_length")])
+def test_rope_scaling_ranges(field, value, message):
+    good = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_length=8192)
+    with pytest.raises(ConfigError, match=message):
+        RopeScaling(**{**good, field: value})
