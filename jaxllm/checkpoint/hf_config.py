@@ -1,0 +1,146 @@
+"""`config.json` of Hugging Face checkpoints, to and from `ModelConfig`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxllm.config import ConfigError
+from jaxllm.models import ModelConfig
+from jaxllm.models.config import RopeScaling
+
+# model_type -> our family
+FAMILIES = {"llada": "llada", "Dream": "dream", "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+_ARCHITECTURES = {"llada": "LLaDAModelLM", "dream": "DreamModel", "llama": "LlamaForCausalLM",
+                  "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+
+# Switches of OLMo-style configs that only one value of is implemented.
+_LLADA_FIXED = {"block_type": "llama", "layer_norm_type": "rms", "activation_type": "silu", "rope": True,
+                "include_bias": False, "include_qkv_bias": False, "bias_for_layer_norm": False, "alibi": False,
+                "scale_logits": False, "input_emb_norm": False, "attention_layer_norm": False,
+                "multi_query_attention": False}
+
+
+def read_config(directory: str | Path) -> ModelConfig:
+    """The description in `directory/config.json`.
+
+    Raises:
+      ConfigError: no such file, not JSON, or an architecture that is not supported.
+    """
+    file = Path(directory) / "config.json"
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as err:
+        raise ConfigError(f"{file}: cannot read the model's config ({err.strerror})") from None
+    except json.JSONDecodeError as err:
+        raise ConfigError(f"{file}: not valid JSON ({err})") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file}: expected a JSON object")
+    return config_from_huggingface(data, str(file))
+
+
+def config_from_huggingface(data: Mapping[str, Any], source: str = "config.json") -> ModelConfig:
+    """`ModelConfig` of the contents of a `config.json`.
+
+    Raises:
+      ConfigError: unsupported architecture or switch, missing key.
+    """
+    kind = data.get("model_type")
+    supported = ", ".join(FAMILIES)
+    if kind not in FAMILIES:
+        raise ConfigError(f"{source}: model_type={kind!r} is not supported; supported: {supported}")
+    if "expert_intermediate_size" in data or "num_experts" in data:
+        raise ConfigError(f"{source}: architectures={data.get('architectures')} is a mixture of experts, which is not "
+                          f"supported; supported: dense {supported}")
+    try:
+        return _llada(data, source) if kind == "llada" else _llama_like(data, FAMILIES[kind], source)
+    except KeyError as err:
+        raise ConfigError(f"{source}: missing key {err.args[0]!r} of model_type={kind!r}") from None
+    except ConfigError as err:
+        raise ConfigError(str(err) if str(err).startswith(source) else f"{source}: {err}") from None
+
+
+def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
+    """Contents of a `config.json` that `transformers` (Llama, Qwen) or the model's own code reads."""
+    c = config
+    ids = {"bos_token_id": c.bos_id, "eos_token_id": c.eos_id, "pad_token_id": c.pad_id}
+    if c.mask_id is not None:
+        ids["mask_token_id"] = c.mask_id
+    common: dict[str, Any] = {"architectures": [_ARCHITECTURES[c.family]], "vocab_size": c.vocab_size,
+                              "rms_norm_eps": c.rms_norm_eps, "rope_theta": c.rope_theta,
+                              "torch_dtype": c.weight_dtype, **ids}
+    if c.family == "llada":
+        return {"model_type": "llada", **common, "embedding_size": c.vocab_size, "d_model": c.d_model,
+                "n_layers": c.num_layers, "n_heads": c.num_heads, "n_kv_heads": c.num_kv_heads,
+                "mlp_hidden_size": c.d_mlp, "max_sequence_length": c.max_length, "weight_tying": c.tie_embeddings,
+                "rope_full_precision": True, **_LLADA_FIXED}
+    out = {"model_type": "Dream" if c.family == "dream" else c.family, **common, "hidden_size": c.d_model,
+           "num_hidden_layers": c.num_layers, "num_attention_heads": c.num_heads,
+           "num_key_value_heads": c.num_kv_heads, "head_dim": c.head_dim, "intermediate_size": c.d_mlp,
+           "max_position_embeddings": c.max_length, "tie_word_embeddings": c.tie_embeddings, "hidden_act": "silu",
+           "attention_bias": False, "use_sliding_window": False}
+    if c.rope_scaling is not None:
+        s = c.rope_scaling
+        out["rope_scaling"] = {"rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor,
+                               "high_freq_factor": s.high_freq_factor,
+                               "original_max_position_embeddings": s.original_max_length}
+    return out
+
+
+def _llada(data: Mapping[str, Any], source: str) -> ModelConfig:
+    for key, value in _LLADA_FIXED.items():
+        if data.get(key, value) not in (value, None):
+            raise ConfigError(f"{source}: {key}={data[key]!r} is not supported; only {value!r}")
+    heads = data["n_heads"]
+    return ModelConfig(
+        vocab_size=data.get("embedding_size") or data["vocab_size"], d_model=data["d_model"],
+        num_layers=data["n_layers"], num_heads=heads, num_kv_heads=data.get("n_kv_heads") or heads,
+        head_dim=data["d_model"] // heads, d_mlp=data["mlp_hidden_size"], max_length=data["max_sequence_length"],
+        rope_theta=data.get("rope_theta", 10_000.0), rms_norm_eps=data.get("rms_norm_eps", 1e-5), causal=False,
+        tie_embeddings=bool(data.get("weight_tying", False)), family="llada", **_dtypes(data), **_ids(data))
+
+
+def _llama_like(data: Mapping[str, Any], family: str, source: str) -> ModelConfig:
+    if data.get("hidden_act", "silu") != "silu":
+        raise ConfigError(f"{source}: hidden_act={data['hidden_act']!r} is not supported; only 'silu'")
+    for key in ("attention_bias", "mlp_bias", "use_sliding_window"):
+        if data.get(key):
+            raise ConfigError(f"{source}: {key}={data[key]!r} is not supported")
+    heads = data["num_attention_heads"]
+    # transformers 5 gathers the rotary settings under rope_parameters.
+    rope = data.get("rope_parameters") or {}
+    scaling = data.get("rope_scaling") or rope
+    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    stretched = None
+    if kind == "llama3":
+        stretched = RopeScaling(scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"],
+                                scaling["original_max_position_embeddings"])
+    elif kind != "default":
+        raise ConfigError(f"{source}: rope_type={kind!r} is not supported; supported: default, llama3")
+    return ModelConfig(
+        vocab_size=data["vocab_size"], d_model=data["hidden_size"], num_layers=data["num_hidden_layers"],
+        num_heads=heads, num_kv_heads=data.get("num_key_value_heads") or heads,
+        head_dim=data.get("head_dim") or data["hidden_size"] // heads, d_mlp=data["intermediate_size"],
+        max_length=data["max_position_embeddings"],
+        rope_theta=float(data.get("rope_theta") or rope.get("rope_theta") or 10_000.0), rope_scaling=stretched,
+        rms_norm_eps=data.get("rms_norm_eps", 1e-6), causal=family != "dream", shift_logits=family == "dream",
+        qkv_bias=family in ("qwen2", "dream"), qk_norm=family == "qwen3",
+        tie_embeddings=bool(data.get("tie_word_embeddings", False)), family=family,  # type: ignore[arg-type]
+        **_dtypes(data), **_ids(data))
+
+
+def _dtypes(data: Mapping[str, Any]) -> dict[str, Any]:
+    name = str(data.get("dtype") or data.get("torch_dtype") or "float32").removeprefix("torch.")
+    name = name if name in ("float32", "bfloat16", "float16") else "float32"
+    return {"weight_dtype": name, "activation_dtype": name}
+
+
+def _ids(data: Mapping[str, Any]) -> dict[str, Any]:
+    ids = {}
+    for ours, theirs in (("mask_id", "mask_token_id"), ("eos_id", "eos_token_id"), ("pad_id", "pad_token_id"),
+                         ("bos_id", "bos_token_id")):
+        value = data.get(theirs)
+        ids[ours] = value[0] if isinstance(value, list) else value  # instruct models list several ends
+    return ids
