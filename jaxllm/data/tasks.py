@@ -106,8 +106,9 @@ class ReasoningGym:
 class GameOfLife:
     """Conway's game on a torus, every intermediate board written out.
 
-    The response reads `1: BOARD 2: BOARD ... n: BOARD`, boards as JSON arrays; the last board is the
-    answer that reasoning-gym's `game_of_life` scorer checks.
+    The response reads `1: COUNTS = BOARD 2: COUNTS = BOARD ...`, JSON arrays: how many of each cell's
+    neighbours live, then the board that follows. The last board is the answer that reasoning-gym's
+    `game_of_life` scorer checks.
     """
 
     def __init__(self, config: TaskConfig) -> None:
@@ -131,15 +132,15 @@ class GameOfLife:
         board = np.array(json.loads(base.prompt.split("\n\n", 1)[1].rstrip(".")))
         lines = []
         for step in range(1, steps + 1):
-            board = life_step(board)
-            lines.append(f"{step}: {json.dumps(board.tolist(), separators=(',', ':'))}")
+            counts, board = neighbours(board), life_step(board)
+            lines.append(f"{step}: {_compact(counts)} = {_compact(board)}")
         if board.tolist() != json.loads(base.response):
             raise RuntimeError(f"game_of_life {index}: worked answer differs from reasoning-gym's")
         return Example(prompt=base.prompt, response=" ".join(lines), entry=base.entry)
 
     def score(self, text: str, entry: dict[str, Any]) -> float:
         """The generator's score of the last board in `text`; 0 when there is none or the shape is off."""
-        answer = text.rsplit(":", 1)[-1].replace(" ", "")
+        answer = text.rsplit("=", 1)[-1].replace(" ", "")
         try:
             shape = np.shape(json.loads(answer))
         except (ValueError, TypeError):
@@ -151,10 +152,20 @@ class GameOfLife:
         return self._dataset(steps).score(answer, entry)
 
 
+def neighbours(board: np.ndarray) -> np.ndarray:
+    """Living neighbours of each cell on a torus; `board` is `[rows, columns]` of 0 and 1."""
+    around = [np.roll(board, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
+    return np.sum(around, axis=0)
+
+
 def life_step(board: np.ndarray) -> np.ndarray:
     """One step of Conway's game on a torus; `board` is `[rows, columns]` of 0 and 1."""
-    around = sum(np.roll(board, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)) - board
+    around = neighbours(board)
     return ((around == 3) | ((board == 1) & (around == 2))).astype(board.dtype)
+
+
+def _compact(board: np.ndarray) -> str:
+    return json.dumps(board.tolist(), separators=(",", ":"))
 
 
 TASKS: dict[str, Callable[[TaskConfig], Task]] = {"game_of_life": GameOfLife}

@@ -12,9 +12,10 @@ from jaxllm.config import ConfigError
 
 SPECIAL_TOKENS = ("<|mask|>", "<|endoftext|>", "<|unk|>")
 
-# Numbers keep the brackets, commas and colons that touch them, so that one cell of a JSON board is one
-# token and tells where its row begins and ends; words and other signs stand alone.
-PIECES = r"\[*\d+[\],:]*|[A-Za-z]+|[^\sA-Za-z\d]"
+# Numbers keep the brackets and signs that touch them, so that one cell of a JSON board is one token and
+# tells where its row begins and ends, and boards follow each other at one distance; words and other
+# signs stand alone.
+PIECES = r"\[*\d+[\],:.]*|[A-Za-z]+|[^\sA-Za-z\d]"
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
