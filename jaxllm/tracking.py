@@ -1,18 +1,155 @@
-"""Metrics and manifests of runs: JSONL."""
+"""Metrics of a run: JSONL and TensorBoard always, Weights & Biases if installed; and the run manifest."""
 
 from __future__ import annotations
 
-import dataclasses, json
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Protocol
+
+from jaxllm.config import to_dict
+from jaxllm.files import read_jsonl, write_json, write_text
+
+PACKAGES = ("jaxllm", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "grain", "tokenizers",
+            "reasoning-gym")
 
 
-class _Jsonl:
-    def __init__(self, path): self._f = open(path, "a")
-    def log(self, metrics, step): self._f.write(json.dumps({"step": step, **metrics}) + "\n"); self._f.flush()
-    def close(self): self._f.close()
+class Tracker(Protocol):
+    """Where metrics go."""
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Record scalars under their names at `step`."""
+        ...
+
+    def close(self) -> None:
+        """Flush and close."""
+        ...
 
 
-def open_tracker(run_dir, *, resume_step=None): return _Jsonl(Path(run_dir) / "metrics.jsonl")
+class JsonlTracker:
+    """One JSON object a line in `metrics.jsonl`."""
+
+    def __init__(self, path: Path, resume_step: int | None) -> None:
+        if path.exists():
+            # Lines after the checkpoint belong to steps that will be made again.
+            kept = [r for r in read_jsonl(path) if resume_step is not None and r["step"] <= resume_step]
+            write_text(path, "".join(json.dumps(r) + "\n" for r in kept))
+        self._file = path.open("a", encoding="utf-8")
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Append a line and flush it."""
+        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
-def write_manifest(run_dir, config, seeds, extra): (Path(run_dir) / "manifest.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
+class TensorBoardTracker:
+    """Event files under `tensorboard/`."""
+
+    def __init__(self, directory: Path, resume_step: int | None) -> None:
+        from tensorboardX import SummaryWriter
+
+        purge = None if resume_step is None else resume_step + 1
+        self._writer = SummaryWriter(str(directory), purge_step=purge)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Add each scalar."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._writer.close()
+
+
+class WandbTracker:
+    """Weights & Biases; offline unless WANDB_MODE or WANDB_API_KEY says otherwise."""
+
+    def __init__(self, run_dir: Path) -> None:
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
+        self._run = wandb.init(project="jaxllm", name=run_dir.name, dir=str(run_dir), mode=mode, resume="allow")
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log all scalars of a step."""
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class Trackers:
+    """Several trackers as one."""
+
+    def __init__(self, parts: list[Tracker]) -> None:
+        self._parts = parts
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Hand the scalars to each tracker."""
+        for part in self._parts:
+            part.log(metrics, step)
+
+    def close(self) -> None:
+        """Close each tracker."""
+        for part in self._parts:
+            part.close()
+
+
+def open_tracker(run_dir: str | Path, *, resume_step: int | None = None) -> Tracker:
+    """All trackers of a run; with `resume_step` the lines of later steps are dropped first."""
+    run_dir = Path(run_dir)
+    parts: list[Tracker] = [JsonlTracker(run_dir / "metrics.jsonl", resume_step),
+                            TensorBoardTracker(run_dir / "tensorboard", resume_step)]
+    if importlib.util.find_spec("wandb") is not None:
+        parts.append(WandbTracker(run_dir))
+    return Trackers(parts)
+
+
+def write_manifest(run_dir: str | Path, config: Any, seeds: Mapping[str, int],
+                   extra: Mapping[str, Any] | None = None) -> None:
+    """Write `manifest.json`: what it takes to make the run again."""
+    settings = to_dict(config) if dataclasses.is_dataclass(config) else config
+    write_json(Path(run_dir) / "manifest.json",
+               {"config": settings, "seeds": dict(seeds), "command": sys.argv, **environment(), **(extra or {})})
+
+
+def environment() -> dict[str, Any]:
+    """Versions, git commit, Python and devices of this process."""
+    import jax
+
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {"versions": versions, "git": git_commit(), "python": platform.python_version(),
+            "platform": platform.platform(), "cpu_count": os.cpu_count(), "backend": jax.default_backend(),
+            "devices": [d.device_kind for d in jax.devices()]}
+
+
+def git_commit() -> str | None:
+    """Commit of the working tree this package lies in, with `+changes` when it differs; None outside git."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        changes = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True,
+                                 timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if commit.returncode:
+        return None
+    return commit.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

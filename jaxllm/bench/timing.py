@@ -1,0 +1,33 @@
+"""Timing of several sides under the same conditions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+Timings = dict[str, list[float]]
+
+
+def paired(sides: Mapping[str, Callable[[], Any]], repeats: int, *, warmup: int = 1) -> Timings:
+    """Seconds of each repeat of each side, sides taken in turn so that drift of the machine hits all alike.
+
+    Args:
+      sides: calls by name; JAX results are waited for.
+      repeats: timed calls of each side.
+      warmup: untimed calls of each side before, which compile.
+    """
+    for call in sides.values():
+        for _ in range(warmup):
+            jax.block_until_ready(call())
+    seconds: Timings = {name: [] for name in sides}
+    for repeat in range(repeats):
+        # Every other round runs backwards: no side always follows the same neighbour.
+        order = list(sides) if repeat % 2 == 0 else list(sides)[::-1]
+        for name in order:
+            begun = time.perf_counter()
+            jax.block_until_ready(sides[name]())
+            seconds[name].append(time.perf_counter() - begun)
+    return seconds

@@ -1,0 +1,214 @@
+"""`jaxllm decode`: prompts in, texts, a table and a report out."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from jaxllm.config import ConfigError, check, load
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.add_argument("--model", help="Hugging Face directory of a LLaDA or Dream model; the shipped one by default")
+    parser.add_argument("--prompt", action="append", default=[], help="a prompt; may be given several times")
+    parser.add_argument("--prompts", type=Path, help="JSONL file with a `prompt` in each line")
+    parser.add_argument("--method", help="full, prefix, dual, elastic or full_recompute")
+    parser.add_argument("--report", type=Path, help="directory for decode.jsonl, steps.jsonl and the picture")
+    parser.add_argument("--chat", action="store_true", help="wrap prompts in the model's chat template")
+    parser.add_argument("--batch-size", type=int, default=8, help="prompts decoded together")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling noise, used with temperature above 0")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="the checkpoint's by default")
+    parser.add_argument("--tensor", type=int, default=1, help="devices to split heads, MLP and vocabulary over")
+    parser.add_argument("--no-live", action="store_true", help="do not show the text filling in")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="decoder settings, such as gen_length=512")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Decode, show, report."""
+    from jaxllm.diffusion import DecodeConfig
+
+    overrides = list(args.overrides) + ([f"method={args.method}"] if args.method else [])
+    config = load(DecodeConfig, None, overrides)
+    check(args.batch_size >= 1, "--batch-size", args.batch_size, "must be at least 1")
+    texts = list(args.prompt) + (read_prompts(args.prompts) if args.prompts else [])
+    if not texts:
+        raise ConfigError("decode: give --prompt TEXT or --prompts FILE.jsonl")
+
+    import jax
+    from rich.console import Console
+
+    from jaxllm.diffusion.config import check_prompts, resolve
+
+    model_dir = Path(args.model) if args.model else shipped_model()
+    params, model, tokenizer = open_model(model_dir, args.dtype, args.tensor)
+    encoded = [tokenizer.encode(wrap_chat(model_dir, t) if args.chat else t).ids for t in texts]
+    resolve(model, config)
+    check_prompts(model, config, encoded)
+    console = Console()
+    live = console.is_terminal and not args.no_live
+    keys = jax.random.split(jax.random.key(args.seed), len(encoded))
+    lines: list[dict[str, Any]] = []
+    steps: list[dict[str, Any]] = []
+    first = None
+    for start in range(0, len(encoded), args.batch_size):
+        part = encoded[start:start + args.batch_size]
+        begun = time.perf_counter()
+        result = decode_live(params, part, model, config, keys[start:start + len(part)], tokenizer,
+                             console if live else None)
+        seconds = time.perf_counter() - begun
+        first = result if first is None else first
+        for row, prompt in enumerate(part):
+            line, detail = describe(result, row, prompt, model, config, tokenizer)
+            lines.append({"prompt": texts[start + row], **line, "batch_seconds": round(seconds, 3)})
+            steps += [{"prompt": start + row, **d} for d in detail]
+    _print(console, lines)
+    if args.report:
+        from jaxllm.diffusion.report import heat_map, write_jsonl
+
+        write_jsonl(args.report / "decode.jsonl", lines)
+        write_jsonl(args.report / "steps.jsonl", steps)
+        heat_map(args.report / "decode.png", first.record, 0, model, config)  # type: ignore[union-attr]
+        console.print(f"report: {args.report / 'decode.jsonl'}, {args.report / 'steps.jsonl'}, "
+                      f"{args.report / 'decode.png'}")
+    return 0
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The `prompt` of every line of a JSONL file."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as err:
+        raise ConfigError(f"{path}: cannot read prompts ({err.strerror})") from None
+    prompts = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            prompt = json.loads(line)["prompt"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            raise ConfigError(f'{path}:{number}: expected an object such as {{"prompt": "text"}}') from None
+        prompts.append(prompt)
+    return prompts
+
+
+def shipped_model() -> Path:
+    """Directory of the model in the package."""
+    return Path(__file__).parents[1] / "assets" / "game-of-life"
+
+
+def open_model(directory: Path, dtype: str | None = None, tensor: int = 1) -> tuple[Any, Any, Any]:
+    """(params, ModelConfig, tokenizer) of a Hugging Face directory."""
+    import jax
+
+    from jaxllm.checkpoint import load_pretrained
+    from jaxllm.data import load_tokenizer
+    from jaxllm.parallel import make_mesh
+
+    mesh = make_mesh(1, 1, tensor, devices=jax.devices()[:tensor])
+    params, model = load_pretrained(directory, mesh=mesh, dtype=dtype)
+    return params, model, load_tokenizer(directory)
+
+
+def wrap_chat(directory: Path, text: str) -> str:
+    """`text` as the user's turn of the chat template in `directory`."""
+    from transformers import PreTrainedTokenizerFast
+
+    if not (directory / "tokenizer_config.json").is_file():
+        raise ConfigError(f"{directory / 'tokenizer_config.json'}: missing, so there is no chat template for --chat")
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+    if not tokenizer.chat_template:
+        raise ConfigError(f"{directory}: the tokenizer has no chat template")
+    return str(tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
+                                             add_generation_prompt=True))
+
+
+@functools.cache
+def _stages():
+    """`prepare` and `advance` compiled; `advance` takes its limit as data, so drawing between costs no compile."""
+    import jax
+
+    from jaxllm.diffusion import advance, prepare
+
+    return (jax.jit(prepare, static_argnames=("model", "config")),
+            jax.jit(advance, static_argnames=("model", "config"), donate_argnames=("state",)))
+
+
+def decode_live(params: Any, prompts: list[list[int]], model: Any, config: Any, keys: Any, tokenizer: Any,
+                console: Any | None, every: int = 1) -> Any:
+    """Decode a batch; with a console the first row is drawn every few steps while it fills in."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jaxllm.diffusion import decode_prompts, finish, pad_prompts
+
+    if console is None:
+        return jax.block_until_ready(decode_prompts(params, prompts, model=model, config=config, key=keys))
+    from rich.live import Live
+    from rich.panel import Panel
+
+    prepare, advance = _stages()
+    prompt, lengths = pad_prompts(prompts, limit=model.max_length - config.gen_length)
+    with Live(Panel("compiling", title=config.method), console=console, refresh_per_second=20) as view:
+        state = prepare(params, jnp.asarray(prompt), jnp.asarray(lengths), keys, model=model, config=config)
+        step = 0
+        while True:
+            g = state.generation
+            n = int(lengths[0])
+            row = np.asarray(g.tokens)[0, n:n + config.gen_length]
+            known = np.asarray(g.decoded)[0, n:n + config.gen_length]
+            view.update(Panel(fill_in(row, known, tokenizer), subtitle=f"step {int(g.step)}", title=config.method))
+            if not bool(np.asarray(g.left).any()):
+                break
+            step = int(g.step) + every
+            state = advance(params, state, step, model=model, config=config)
+    return finish(state.generation, model=model, config=config)
+
+
+def fill_in(tokens: Any, known: Any, tokenizer: Any) -> str:
+    """Text of the committed tokens, a shade for each that is still masked."""
+    out, run = [], []
+    for token, is_known in zip(tokens.tolist(), known.tolist(), strict=True):
+        if is_known:
+            run.append(token)
+            continue
+        if run:
+            out.append(tokenizer.decode(run))
+            run = []
+        out.append("░")
+    if run:
+        out.append(tokenizer.decode(run))
+    return " ".join(out).replace("░ ░", "░░").replace("░ ░", "░░").replace("[", "\\[")
+
+
+def describe(result: Any, row: int, prompt: list[int], model: Any, config: Any,
+             tokenizer: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Totals with the text, and the steps, of one row."""
+    import numpy as np
+
+    from jaxllm.diffusion.report import step_lines, summary_line
+
+    length = int(result.answer_lengths[row])
+    tokens = np.asarray(result.tokens)[row][:length].tolist()
+    line = summary_line(result.record, row, model, config, len(prompt), length)
+    return {"text": tokenizer.decode(tokens), **line, "token_ids": tokens}, \
+        step_lines(result.record, row, model, config, len(prompt))
+
+
+def _print(console: Any, lines: list[dict[str, Any]]) -> None:
+    from rich.text import Text
+
+    from jaxllm.studies import table
+
+    for line in lines:
+        console.print(Text(line["text"]))
+    rows = [[i, line["tokens"], line["forward_passes"], f"{line['share_of_full_rows']:.1%}",
+             f"{line['forward_flops'] / 1e9:.2f}"] for i, line in enumerate(lines)]
+    console.print(table(lines[0]["method"], ["prompt", "tokens", "forward passes", "rows computed", "GFLOP"], rows))
+    sys.stdout.flush()

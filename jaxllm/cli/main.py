@@ -1,0 +1,52 @@
+"""Table of commands and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from jaxllm import __version__
+from jaxllm.config import ConfigError
+
+# command -> (module with add_arguments and run, one line of help)
+COMMANDS = {
+    "decode": ("jaxllm.cli.decode", "decode prompts with a masked-diffusion model"),
+    "train": ("jaxllm.cli.train", "train a model from a config"),
+    "convert": ("jaxllm.cli.convert", "convert a GGUF file or a Hugging Face directory"),
+    "bench": ("jaxllm.cli.bench", "measure: decode"),
+    "quickstart": ("jaxllm.cli.quickstart", "decode held-out puzzles with the shipped model, every method"),
+    "evaluate": ("jaxllm.cli.evaluate", "exact match of a model on its task's held-out problems"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ConfigError(message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _Parser(prog="jaxllm", description="LLM research in JAX.")
+    parser.add_argument("--version", action="version", version=f"jaxllm {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    # Only the command that is asked for is imported.
+    wanted = next((a for a in argv if not a.startswith("-")), None)
+    try:
+        for name, (module, text) in COMMANDS.items():
+            sub = commands.add_parser(name, help=text, description=text)
+            if name == wanted:
+                importlib.import_module(module).add_arguments(sub)
+        args = parser.parse_args(argv)
+        if args.command is None:
+            parser.print_help()
+            return 0
+        return importlib.import_module(COMMANDS[args.command][0]).run(args) or 0
+    except ConfigError as err:
+        print(f"jaxllm: error: {' '.join(str(err).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("jaxllm: interrupted", file=sys.stderr)
+        return 130

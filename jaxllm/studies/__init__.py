@@ -1,0 +1,11 @@
+"""Studies: seeds x arms, resumable, with intervals, tables and plots; every later comparison reports through it.
+
+Entry points: `run_study`, `Cell`, `mean_interval`, `proportion_interval`, `paired_interval`, `table`, `summarize`.
+"""
+
+from jaxllm.studies.intervals import Interval, mean_interval, paired_interval, proportion_interval
+from jaxllm.studies.report import plot_arms, summarize, table
+from jaxllm.studies.runner import Cell, run_study
+
+__all__ = ["Cell", "Interval", "mean_interval", "paired_interval", "plot_arms", "proportion_interval", "run_study",
+           "summarize", "table"]
