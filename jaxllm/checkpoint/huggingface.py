@@ -111,6 +111,8 @@ def save_pretrained(
     (aside / "config.json").write_text(json.dumps(config_to_huggingface(stated), indent=2) + "\n")
     if tokenizer is not None:
         tokenizer.save(str(aside / "tokenizer.json"))
+    for file in aside.glob("*.safetensors"):
+        file.chmod(0o644)  # the library writes them for the owner alone
     if directory.exists():
         old = directory.with_name(f".{directory.name}.old")
         shutil.rmtree(old, ignore_errors=True)

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat", action="store_true", help="wrap prompts in the model's chat template")
     parser.add_argument("--batch-size", type=int, default=8, help="prompts decoded together")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling noise, used with temperature above 0")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="the checkpoint's by default")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="the checkpoint's by default, float32 on a CPU")
     parser.add_argument("--tensor", type=int, default=1, help="devices to split heads, MLP and vocabulary over")
     parser.add_argument("--no-live", action="store_true", help="do not show the text filling in")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="decoder settings, such as gen_length=512")
@@ -110,6 +110,8 @@ def open_model(directory: Path, dtype: str | None = None, tensor: int = 1) -> tu
     from jaxllm.data import load_tokenizer
     from jaxllm.parallel import make_mesh
 
+    if dtype is None and jax.default_backend() == "cpu":
+        dtype = "float32"  # CPUs emulate half precision
     mesh = make_mesh(1, 1, tensor, devices=jax.devices()[:tensor])
     params, model = load_pretrained(directory, mesh=mesh, dtype=dtype)
     return params, model, load_tokenizer(directory)

@@ -17,13 +17,24 @@ COMMANDS = {
     "convert": ("jaxllm.cli.convert", "convert a GGUF file or a Hugging Face directory"),
     "bench": ("jaxllm.cli.bench", "measure: decode"),
     "quickstart": ("jaxllm.cli.quickstart", "decode held-out puzzles with the shipped model, every method"),
-    "evaluate": ("jaxllm.cli.evaluate", "exact match of a model on its task's held-out problems"),
 }
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise ConfigError(message)
+
+
+def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parse; `key=value` words that argparse leaves over join the command's overrides wherever they stand."""
+    args, rest = parser.parse_known_args(argv)
+    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+    unknown = [word for word in rest if word not in overrides]
+    if unknown or (overrides and not hasattr(args, "overrides")):
+        raise ConfigError(f"unrecognized arguments: {' '.join(unknown or overrides)}")
+    if overrides:
+        args.overrides = [*args.overrides, *overrides]
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sub = commands.add_parser(name, help=text, description=text)
             if name == wanted:
                 importlib.import_module(module).add_arguments(sub)
-        args = parser.parse_args(argv)
+        args = parse(parser, argv)
         if args.command is None:
             parser.print_help()
             return 0

@@ -13,7 +13,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jaxllm import tracking
-from jaxllm.checkpoint.manager import Checkpointer
+from jaxllm.checkpoint import Checkpointer, save_pretrained
 from jaxllm.config import ConfigError
 from jaxllm.data import Loader, build_word_tokenizer, load_tokenizer, make_task
 from jaxllm.models import ModelConfig
@@ -102,6 +102,9 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
             checkpointer.save(done, state)
     checkpointer.close()
     tracker.close()
+    if config.export:
+        save_pretrained(state.params, config.model, run_dir / "model", tokenizer=tokenizer, overwrite=True)
+        log(f"wrote {run_dir / 'model'}")
     return state
 
 

@@ -1,0 +1,198 @@
+"""`jaxllm bench decode`: all decoders on the shipped model's task, against each other and against PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm.bench.timing import paired
+from jaxllm.config import load
+from jaxllm.data import make_task
+from jaxllm.data.tasks import Task, TaskConfig
+from jaxllm.diffusion import DecodeConfig, advance, decode_prompts, forward_flops, pad_prompts, prepare
+from jaxllm.models import ModelConfig, init
+from jaxllm.tracking import environment
+
+METHODS_BY_NAME: dict[str, dict[str, Any]] = {
+    # The paper's baseline: one token a step, no stop at EOS.
+    "one_token": {"method": "full", "tokens_per_step": 1, "eos_id": -1},
+    "full": {"method": "full"},
+    "full_recompute": {"method": "full_recompute"},
+    "prefix": {"method": "prefix"},
+    "dual": {"method": "dual"},
+    "elastic": {"method": "elastic"},
+}
+# Answers of 74 tokens a simulated step and an EOS: as many steps as fit.
+STEPS_FOR_LENGTH = {128: 1, 256: 3, 512: 6}
+ONE_TOKEN_TIMED_STEPS = 16
+
+
+def method_configs(gen_length: int) -> dict[str, DecodeConfig]:
+    """Every method with its defaults: threshold 0.9, blocks of 32, window of 16, gamma 0.9."""
+    return {name: DecodeConfig(gen_length=gen_length, **settings) for name, settings in METHODS_BY_NAME.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Problems:
+    """Held-out problems of a model's task.
+
+    Attributes:
+      name: the task.
+      task: its generator and scorer.
+      prompts, encoded, entries: text, token ids and scorer's entry of each.
+      answer_tokens: length of the first true answer, in tokens, EOS not counted.
+    """
+
+    name: str
+    task: Task
+    prompts: list[str]
+    encoded: list[list[int]]
+    entries: list[dict[str, Any]]
+    answer_tokens: int
+
+    @classmethod
+    def load(cls, directory: Path, tokenizer: Any, count: int, **changes: Any) -> Problems:
+        """The first `count` problems of `directory/task.json`, with changes to its settings."""
+        settings = {**json.loads((directory / "task.json").read_text()), **changes}
+        config = load(TaskConfig, None, (), settings)
+        task = make_task(config)
+        examples = [task.example(i) for i in range(count)]
+        return cls(name=config.name, task=task, prompts=[e.prompt for e in examples],
+                   encoded=[tokenizer.encode(e.prompt).ids for e in examples], entries=[e.entry for e in examples],
+                   answer_tokens=len(tokenizer.encode(examples[0].response).ids))
+
+
+def measure(params: Any, model: ModelConfig, tokenizer: Any, problems: Problems, configs: Mapping[str, DecodeConfig],
+            repeats: int, limit: int | None = None) -> dict[str, dict[str, Any]]:
+    """Decode the problems one at a time by each config, interleaved; raw seconds, exact match and work.
+
+    Args:
+      params, model, tokenizer: the model.
+      problems: what to decode.
+      configs: settings by name.
+      repeats: timed rounds over all problems.
+      limit: use the first so many problems only.
+    """
+    encoded = problems.encoded[:limit]
+    results: dict[str, list[Any]] = {name: [] for name in configs}
+
+    def side(name: str):
+        def call():
+            results[name] = [jax.block_until_ready(decode_prompts(params, [p], model=model, config=configs[name]))
+                             for p in encoded]
+        return call
+
+    seconds = paired({name: side(name) for name in configs}, repeats)
+    out = {}
+    for name, config in configs.items():
+        lengths = [int(r.answer_lengths[0]) for r in results[name]]
+        host = [jax.tree.map(np.asarray, r) for r in results[name]]
+        right = [problems.task.score(tokenizer.decode(r.tokens[0][:n - (n < config.gen_length)].tolist()), e) == 1.0
+                 for r, n, e in zip(host, lengths, problems.entries, strict=False)]
+        if name == "one_token":  # it runs past EOS; what counts as its answer ends there all the same
+            ends = [np.flatnonzero(r.tokens[0] == model.eos_id) for r in host]
+            lengths = [int(e[0]) + 1 if len(e) else config.gen_length for e in ends]
+            right = [problems.task.score(tokenizer.decode(r.tokens[0][:n - 1].tolist()), e) == 1.0
+                     for r, n, e in zip(host, lengths, problems.entries, strict=False)]
+        flops = [forward_flops(r.record, 0, model, config, len(p)) for r, p in zip(host, encoded, strict=True)]
+        out[name] = {"settings": dataclasses.asdict(config), "seconds": seconds[name], "tokens": sum(lengths),
+                     "tokens_per_s": sum(lengths) / float(np.median(seconds[name])),
+                     "forward_passes": float(np.mean([int(r.record.steps[0]) for r in host])),
+                     "forward_flops": float(np.mean(flops)), "right": right, "exact_match": float(np.mean(right)),
+                     "problems": len(encoded), "results": host}
+    return out
+
+
+def method_table(title: str, records: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The methods side by side."""
+    from jaxllm.studies import table
+
+    rows = [[name, f"{sum(r['right'])}/{r['problems']}", r["tokens_per_s"], r["forward_passes"],
+             r["forward_flops"] / 1e9] for name, r in records.items()]
+    return table(title, ["method", "exact match", "tokens/s", "forward passes", "GFLOP a prompt"], rows)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "config"))
+def _some_steps(params: Any, prompt: jax.Array, lengths: jax.Array, until: jax.Array, *, model: ModelConfig,
+                config: DecodeConfig):
+    state = prepare(params, prompt, lengths, jax.random.key(0), model=model, config=config)
+    return advance(params, state, until, model=model, config=config).generation.record.committed
+
+
+def seconds_of_steps(params: Any, model: ModelConfig, prompt: list[int], configs: Mapping[str, DecodeConfig],
+                     steps: int, repeats: int) -> dict[str, list[float]]:
+    """Raw seconds of the first `steps` steps of each config, prompt set-up included."""
+    padded, lengths = pad_prompts([prompt])
+    arguments = jnp.asarray(padded), jnp.asarray(lengths), jnp.int32(steps)
+    return paired({name: functools.partial(_some_steps, params, *arguments, model=model, config=config)
+                   for name, config in configs.items()}, repeats)
+
+
+def bench(quick: bool, model_dir: Path | None = None, random_model: bool = True) -> dict[str, Any]:
+    """All measurements, printed as they come; returns what `--json` writes."""
+    from rich.console import Console
+
+    from jaxllm.cli.decode import open_model, shipped_model
+
+    console = Console()
+    directory = model_dir or shipped_model()
+    params, model, tokenizer = open_model(directory)
+    lengths = (512,) if quick else (128, 256, 512)
+    out: dict[str, Any] = {"bench": "decode", "quick": quick, "environment": environment(), "shipped": {}}
+    for length in lengths:
+        steps = STEPS_FOR_LENGTH[length]
+        problems = Problems.load(directory, tokenizer, 2 if quick else 8, min_steps=steps, max_steps=steps)
+        configs = method_configs(length)
+        one = {"one_token": configs.pop("one_token")}
+        if quick:
+            configs.pop("prefix")
+        records = measure(params, model, tokenizer, problems, configs, repeats=2 if quick else 5)
+        timed = seconds_of_steps(params, model, problems.encoded[0], one, ONE_TOKEN_TIMED_STEPS, 2 if quick else 5)
+        console.print(method_table(f"generation length {length}", records))
+        out["shipped"][str(length)] = {
+            "methods": {n: {k: v for k, v in r.items() if k != "results"} for n, r in records.items()},
+            "one_token": {"seconds": timed["one_token"], "steps_timed": ONE_TOKEN_TIMED_STEPS,
+                          "extrapolated_to_steps": length}}
+    top = out["shipped"]["512"]
+    second = {name: float(np.median(r["seconds"])) / r["tokens"] for name, r in top["methods"].items()}
+    # Tokens up to the first EOS that one prompt's answer has on average, over the seconds of all 512 steps.
+    answer = top["methods"]["full"]["tokens"] / top["methods"]["full"]["problems"]
+    one_token = float(np.median(top["one_token"]["seconds"])) * 512 / ONE_TOKEN_TIMED_STEPS / answer
+    out["ratios"] = {
+        "elastic_vs_one_token_512": one_token / second["elastic"],
+        "elastic_vs_full_threshold_512": second["full"] / second["elastic"],
+        "elastic_vs_full_recompute_512": second["full_recompute"] / second["elastic"],
+        "elastic_vs_dual_512": second["dual"] / second["elastic"],
+        "dual_vs_torch_dual": None,
+        "exact_match_full": top["methods"]["full"]["exact_match"],
+        "exact_match_elastic": top["methods"]["elastic"]["exact_match"]}
+    out["notes"] = ["one_token is extrapolated from its first 16 steps", "dual_vs_torch_dual is not measured yet"]
+    for name, value in out["ratios"].items():
+        console.print(f"{name}: {'not measured' if value is None else f'{value:.3g}'}")
+    if random_model:
+        out["random_100m"] = _random(console)
+    return out
+
+
+def _random(console: Any) -> dict[str, Any]:
+    """Seconds a step of every method on a 100M-parameter random model, whose commits mean nothing."""
+    from jaxllm.models.presets import preset
+
+    model = preset("llada-100m")
+    params = init(model, jax.random.key(0))
+    prompt = np.random.default_rng(0).integers(0, 1000, 100).tolist()
+    out: dict[str, Any] = {"steps_timed": ONE_TOKEN_TIMED_STEPS}
+    for length in (128, 256, 512):
+        timed = seconds_of_steps(params, model, prompt, method_configs(length), ONE_TOKEN_TIMED_STEPS, 2)
+        out[str(length)] = timed
+        each = {n: round(min(s) / ONE_TOKEN_TIMED_STEPS, 4) for n, s in timed.items()}
+        console.print(f"100M random, generation length {length}: seconds a step {each}")
+    return out
