@@ -1,0 +1,45 @@
+"""The worked task against reasoning-gym's own answers, and a naive simulation."""
+
+import json
+
+from jaxllm.data import build_word_tokenizer, make_task
+from jaxllm.data.tasks import TaskConfig
+
+
+def naive_step(board):
+    n, m = len(board), len(board[0])
+    counts = [[sum(board[(r + i) % n][(c + j) % m] for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j)
+               for c in range(m)] for r in range(n)]
+    return counts, [[int(counts[r][c] == 3 or (board[r][c] and counts[r][c] == 2)) for c in range(m)] for r in range(n)]
+
+
+def test_worked_answers_are_right_and_score():
+    task = make_task(TaskConfig(min_steps=1, max_steps=4))
+    for index in range(12):
+        example = task.example(index)
+        board = json.loads(example.prompt.split("\n\n")[1].rstrip("."))
+        parts = []
+        for step in range(1, example.entry["metadata"]["simulation_steps"] + 1):
+            counts, board = naive_step(board)
+            parts.append(f"{step}: {json.dumps(counts)} = {json.dumps(board)}".replace(", ", ","))
+        assert example.response == " ".join(parts)
+        assert task.score(example.response, example.entry) == 1.0
+        wrong = example.response[:-3] + ("0" if example.response[-3] == "1" else "1") + "]]"
+        assert task.score(wrong, example.entry) < 1.0
+        assert task.score("no board", example.entry) == 0.0
+
+
+def test_tokens_decode_to_an_answer_that_scores():
+    task = make_task(TaskConfig(min_steps=2, max_steps=2))
+    examples = [task.example(i) for i in range(10)]
+    tokenizer = build_word_tokenizer(t for e in examples for t in (e.prompt, e.response))
+    for example in examples:
+        ids = tokenizer.encode(example.response).ids
+        assert len(ids) == 2 * 74
+        assert task.score(tokenizer.decode(ids), example.entry) == 1.0
+
+
+def test_problems_depend_on_seed_and_index_alone():
+    one, two = make_task(TaskConfig(seed=5)), make_task(TaskConfig(seed=5))
+    assert one.example(7) == two.example(7)
+    assert one.example(7).prompt != make_task(TaskConfig(seed=6)).example(7).prompt

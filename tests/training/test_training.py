@@ -1,0 +1,159 @@
+"""The step and the loop: accumulation, sharding and resume change nothing; losses against closed forms."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm.config import ConfigError, load
+from jaxllm.data.batch import Batch
+from jaxllm.diffusion import DiffusionTrainConfig, MaskedDiffusionConfig, corrupt, diffusion_objective, elbo
+from jaxllm.models import ModelConfig, init
+from jaxllm.parallel import make_mesh
+from jaxllm.training import (
+    OptimizerConfig,
+    causal_loss,
+    cross_entropy,
+    init_state,
+    jit_step,
+    make_optimizer,
+    make_step,
+    state_shardings,
+    train,
+)
+
+MODEL = ModelConfig(vocab_size=24, d_model=16, num_layers=2, num_heads=4, num_kv_heads=4, head_dim=4, d_mlp=24,
+                    max_length=64, causal=True, eos_id=1, mask_id=0)
+
+
+def batch(rows=8, length=12, seed=0):
+    rng = np.random.default_rng(seed)
+    return Batch(tokens=rng.integers(2, 24, (rows, length)).astype(np.int32),
+                 positions=np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)).copy(),
+                 segment_ids=np.ones((rows, length), np.int32),
+                 loss_weights=(rng.random((rows, length)) < 0.7).astype(np.float32))
+
+
+def run_steps(mesh, accumulate=1, steps=3):
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0), 10)
+    layout = state_shardings(MODEL, optimizer, mesh)
+    state = jax.jit(lambda k: init_state(MODEL, optimizer, k), out_shardings=layout)(jax.random.key(0))
+    step = jit_step(make_step(causal_loss(MODEL), optimizer, seed=1, accumulate=accumulate), layout, mesh)
+    losses = []
+    for i in range(steps):
+        state, metrics = step(state, batch(seed=i))
+        losses.append(float(metrics["train/loss"]))
+    return losses, jax.tree.map(np.asarray, state.params)
+
+
+def close(a, b, atol=2e-5):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
+
+
+def test_accumulation_and_meshes_give_the_same_training():
+    losses, params = run_steps(make_mesh(data=1, devices=jax.devices()[:1]))
+    for sizes, accumulate in (({"data": 1}, 4), ({"data": 8}, 1), ({"data": 2, "fsdp": 2, "tensor": 2}, 2),
+                              ({"data": 1, "fsdp": 8}, 1)):
+        devices = jax.devices()[:1] if sizes == {"data": 1} else None
+        again, found = run_steps(make_mesh(**sizes, devices=devices), accumulate)
+        np.testing.assert_allclose(again, losses, rtol=1e-5)
+        close(found, params)
+
+
+def test_causal_loss_is_the_naive_sum():
+    from jaxllm import models
+
+    params, b = init(MODEL, jax.random.key(0)), batch()
+    total, count, _ = causal_loss(MODEL)(params, b, jax.random.key(0))
+    logits = np.asarray(models.apply(params, MODEL, b.tokens).logits, np.float64)
+    expected = 0.0
+    for r in range(8):
+        for t in range(1, 12):
+            row = logits[r, t - 1]
+            expected -= b.loss_weights[r, t] * (row[b.tokens[r, t]] - np.log(np.exp(row).sum()))
+    assert float(total) == pytest.approx(expected, rel=1e-5)
+    assert float(count) == b.loss_weights[:, 1:].sum()
+
+
+def test_cross_entropy_of_uniform_logits():
+    np.testing.assert_allclose(cross_entropy(jnp.zeros((2, 3, 24)), jnp.ones((2, 3), jnp.int32)), np.log(24), rtol=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.7])
+def test_expected_weight_of_a_row_is_its_maskable_count(share):
+    maskable = np.zeros((64, 40), bool)
+    maskable[:, 10:] = True
+    config = MaskedDiffusionConfig(block_share=share, block_length=8, min_ratio=0.05)
+    totals = []
+    for seed in range(60):
+        masked, weight = corrupt(jax.random.key(seed), jnp.asarray(maskable), config)
+        assert not (np.asarray(masked) & ~maskable).any()
+        assert not (np.asarray(weight)[~np.asarray(masked)] > 0).any()
+        totals.append(np.asarray(weight).sum(1).mean())
+    # A block-wise window can come out empty, which only lowers the mean.
+    assert np.mean(totals) == pytest.approx(30, rel=0.06)
+
+
+def test_elbo_of_uniform_model_is_log_vocabulary():
+    model = ModelConfig(**{**MODEL.__dict__, "causal": False})
+    params = init(model, jax.random.key(0))
+    params["head"]["kernel"] = jnp.zeros_like(params["head"]["kernel"])
+    b = batch()
+    total, count = elbo(params, model, b, jax.random.key(0), samples=3)
+    assert float(count) == b.loss_weights.sum()
+    assert float(total) == pytest.approx(float(count) * np.log(24), rel=1e-4)
+
+
+RUN = {
+    "model": dict(vocab_size=128, d_model=16, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8, d_mlp=24,
+                  mask_id=0, eos_id=1, pad_id=1),
+    "stages": [{"steps": 4, "data": {"size": 16, "length": 180, "response_length": 80, "batch_size": 8,
+                                     "task": {"min_steps": 1, "max_steps": 1}}},
+               {"steps": 2, "data": {"size": 16, "length": 260, "response_length": 160, "batch_size": 8,
+                                     "task": {"min_steps": 2, "max_steps": 2}}}],
+    "validation": {"size": 8, "length": 180, "response_length": 80, "batch_size": 8,
+                   "task": {"min_steps": 1, "max_steps": 1, "seed": 1_900_000_000}},
+    "validation_batches": 1, "validate_every": 3, "log_every": 1, "save_every": 2, "seed": 0,
+}
+
+
+def run(directory, resume=False, **changes):
+    config = load(DiffusionTrainConfig, None, (), {**RUN, **changes})
+    return train(config, diffusion_objective(config), directory, resume=resume, log=lambda text: None)
+
+
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
+    whole = run(tmp_path / "whole")
+
+    import jaxllm.training.loop as loop
+
+    real = loop.batches
+
+    def stops_early(config, tokenizer, start):
+        for step, item in real(config, tokenizer, start):
+            if step == 5:
+                raise KeyboardInterrupt
+            yield step, item
+
+    monkeypatch.setattr(loop, "batches", stops_early)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut")
+    monkeypatch.setattr(loop, "batches", real)
+    with pytest.raises(ConfigError, match="--resume"):
+        run(tmp_path / "cut")
+    again = run(tmp_path / "cut", resume=True)
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, whole.params),
+                 jax.tree.map(np.asarray, again.params))
+
+    def losses(name):
+        lines = [json.loads(x) for x in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return [(x["step"], x["train/loss"]) for x in lines if "train/loss" in x]
+
+    assert losses("cut") == losses("whole")
+    assert [s for s, _ in losses("whole")] == [1, 2, 3, 4, 5, 6]
+    manifest = json.loads((tmp_path / "cut/manifest.json").read_text())
+    assert manifest["resumed_at"] == 4 and manifest["versions"]["jax"] and manifest["seeds"] == {"run": 0}
+    assert (tmp_path / "whole/model/model.safetensors").is_file()
+    assert list((tmp_path / "whole/tensorboard").iterdir())
