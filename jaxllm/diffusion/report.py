@@ -50,14 +50,13 @@ def write_jsonl(path: str | Path, lines: list[dict[str, Any]]) -> None:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
-def cell_states(record: Record, row: int, model: ModelConfig) -> np.ndarray:
+def cell_states(record: Record, row: int, model: ModelConfig, gamma: float) -> np.ndarray:
     """Int `[L, steps]` of WINDOW, DRIFTED, REFRESHED."""
     steps = int(record.steps[row])
     first = np.asarray(record.refresh_from)[:steps, row]
-    layer = np.arange(model.num_layers)[:, None]
-    return np.where(layer >= first, REFRESHED, np.where(layer == first - 1, DRIFTED, WINDOW)) \
-        if np.isfinite(np.asarray(record.similarity)[:steps, :, row]).any() \
-        else np.where(layer >= first, REFRESHED, WINDOW)
+    similarity = np.asarray(record.similarity)[:steps, :, row].T  # NaN, where no test was made, is below nothing
+    states = np.where(np.arange(model.num_layers)[:, None] >= first, REFRESHED, WINDOW)
+    return np.where(similarity < gamma, DRIFTED, states)
 
 
 def heat_map(path: str | Path, record: Record, row: int, model: ModelConfig, config: DecodeConfig,
@@ -70,7 +69,7 @@ def heat_map(path: str | Path, record: Record, row: int, model: ModelConfig, con
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
-    states = cell_states(record, row, model)
+    states = cell_states(record, row, model, config.gamma)
     steps = states.shape[1]
     committed = np.asarray(record.committed)[:steps, row]
     colours = ["#dbe4ee", "#f2b04c", "#b5332e"]
