@@ -106,8 +106,9 @@ class ReasoningGym:
 class GameOfLife:
     """Conway's game on a torus, every intermediate board written out.
 
-    The response reads `1: COUNTS = BOARD 2: COUNTS = BOARD ...`, JSON arrays: how many of each cell's
-    neighbours live, then the board that follows. The last board is the answer that reasoning-gym's
+    The response reads `1: SUMS = BOARD 2: SUMS = BOARD ...`, JSON arrays: for each cell how many live
+    among itself and the cells left and right of it, then the board that follows, for which three of
+    those sums and the cell itself suffice. The last board is the answer that reasoning-gym's
     `game_of_life` scorer checks.
     """
 
@@ -132,8 +133,8 @@ class GameOfLife:
         board = np.array(json.loads(base.prompt.split("\n\n", 1)[1].rstrip(".")))
         lines = []
         for step in range(1, steps + 1):
-            counts, board = neighbours(board), life_step(board)
-            lines.append(f"{step}: {_compact(counts)} = {_compact(board)}")
+            sums, board = row_sums(board), life_step(board)
+            lines.append(f"{step}: {_compact(sums)} = {_compact(board)}")
         if board.tolist() != json.loads(base.response):
             raise RuntimeError(f"game_of_life {index}: worked answer differs from reasoning-gym's")
         return Example(prompt=base.prompt, response=" ".join(lines), entry=base.entry)
@@ -152,15 +153,15 @@ class GameOfLife:
         return self._dataset(steps).score(answer, entry)
 
 
-def neighbours(board: np.ndarray) -> np.ndarray:
-    """Living neighbours of each cell on a torus; `board` is `[rows, columns]` of 0 and 1."""
-    around = [np.roll(board, (i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
-    return np.sum(around, axis=0)
+def row_sums(board: np.ndarray) -> np.ndarray:
+    """Living cells among each cell and its left and right neighbour on a torus; `board` is `[rows, columns]`."""
+    return sum(np.roll(board, j, axis=1) for j in (-1, 0, 1))
 
 
 def life_step(board: np.ndarray) -> np.ndarray:
     """One step of Conway's game on a torus; `board` is `[rows, columns]` of 0 and 1."""
-    around = neighbours(board)
+    sums = row_sums(board)
+    around = sum(np.roll(sums, i, axis=0) for i in (-1, 0, 1)) - board
     return ((around == 3) | ((board == 1) & (around == 2))).astype(board.dtype)
 
 

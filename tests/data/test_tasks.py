@@ -10,7 +10,8 @@ def naive_step(board):
     n, m = len(board), len(board[0])
     counts = [[sum(board[(r + i) % n][(c + j) % m] for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j)
                for c in range(m)] for r in range(n)]
-    return counts, [[int(counts[r][c] == 3 or (board[r][c] and counts[r][c] == 2)) for c in range(m)] for r in range(n)]
+    sums = [[sum(board[r][(c + j) % m] for j in (-1, 0, 1)) for c in range(m)] for r in range(n)]
+    return sums, [[int(counts[r][c] == 3 or (board[r][c] and counts[r][c] == 2)) for c in range(m)] for r in range(n)]
 
 
 def test_worked_answers_are_right_and_score():
@@ -20,8 +21,8 @@ def test_worked_answers_are_right_and_score():
         board = json.loads(example.prompt.split("\n\n")[1].rstrip("."))
         parts = []
         for step in range(1, example.entry["metadata"]["simulation_steps"] + 1):
-            counts, board = naive_step(board)
-            parts.append(f"{step}: {json.dumps(counts)} = {json.dumps(board)}".replace(", ", ","))
+            sums, board = naive_step(board)
+            parts.append(f"{step}: {json.dumps(sums)} = {json.dumps(board)}".replace(", ", ","))
         assert example.response == " ".join(parts)
         assert task.score(example.response, example.entry) == 1.0
         wrong = example.response[:-3] + ("0" if example.response[-3] == "1" else "1") + "]]"
