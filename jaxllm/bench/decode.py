@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.bench.timing import paired
-from jaxllm.config import load
+from jaxllm.bench.torch_dual import TorchDual
+from jaxllm.config import ConfigError, load
 from jaxllm.data import make_task
 from jaxllm.data.tasks import Task, TaskConfig
-from jaxllm.diffusion import DecodeConfig, advance, decode_prompts, forward_flops, pad_prompts, prepare
+from jaxllm.diffusion import DecodeConfig, Result, advance, decode_prompts, forward_flops, pad_prompts, prepare
 from jaxllm.models import ModelConfig, init
 from jaxllm.tracking import environment
 
@@ -69,6 +70,11 @@ class Problems:
                    encoded=[tokenizer.encode(e.prompt).ids for e in examples], entries=[e.entry for e in examples],
                    answer_tokens=len(tokenizer.encode(examples[0].response).ids))
 
+    def right(self, tokenizer: Any, tokens: Any, length: int, index: int) -> bool:
+        """Whether `tokens` `[G]`, an answer of `length` tokens with its EOS, solve problem `index`."""
+        end = length - (length < len(tokens) or tokenizer.id_to_token(int(tokens[length - 1])) == "<|endoftext|>")
+        return self.task.score(tokenizer.decode(tokens[:end].tolist()), self.entries[index]) == 1.0
+
 
 def measure(params: Any, model: ModelConfig, tokenizer: Any, problems: Problems, configs: Mapping[str, DecodeConfig],
             repeats: int, limit: int | None = None) -> dict[str, dict[str, Any]]:
@@ -93,15 +99,9 @@ def measure(params: Any, model: ModelConfig, tokenizer: Any, problems: Problems,
     seconds = paired({name: side(name) for name in configs}, repeats)
     out = {}
     for name, config in configs.items():
-        lengths = [int(r.answer_lengths[0]) for r in results[name]]
         host = [jax.tree.map(np.asarray, r) for r in results[name]]
-        right = [problems.task.score(tokenizer.decode(r.tokens[0][:n - (n < config.gen_length)].tolist()), e) == 1.0
-                 for r, n, e in zip(host, lengths, problems.entries, strict=False)]
-        if name == "one_token":  # it runs past EOS; what counts as its answer ends there all the same
-            ends = [np.flatnonzero(r.tokens[0] == model.eos_id) for r in host]
-            lengths = [int(e[0]) + 1 if len(e) else config.gen_length for e in ends]
-            right = [problems.task.score(tokenizer.decode(r.tokens[0][:n - 1].tolist()), e) == 1.0
-                     for r, n, e in zip(host, lengths, problems.entries, strict=False)]
+        lengths = [answer_length(r, 0, model, config) for r in host]
+        right = [problems.right(tokenizer, r.tokens[0], n, i) for i, (r, n) in enumerate(zip(host, lengths, strict=True))]
         flops = [forward_flops(r.record, 0, model, config, len(p)) for r, p in zip(host, encoded, strict=True)]
         out[name] = {"settings": dataclasses.asdict(config), "seconds": seconds[name], "tokens": sum(lengths),
                      "tokens_per_s": sum(lengths) / float(np.median(seconds[name])),
@@ -109,6 +109,32 @@ def measure(params: Any, model: ModelConfig, tokenizer: Any, problems: Problems,
                      "forward_flops": float(np.mean(flops)), "right": right, "exact_match": float(np.mean(right)),
                      "problems": len(encoded), "results": host}
     return out
+
+
+def answer_length(result: Result, row: int, model: ModelConfig, config: DecodeConfig) -> int:
+    """Tokens up to and including the first EOS, also where decoding went on past it."""
+    if config.eos_id is None:
+        return int(result.answer_lengths[row])
+    ends = np.flatnonzero(result.tokens[row] == model.eos_id)
+    return int(ends[0]) + 1 if len(ends) else config.gen_length
+
+
+def exact_match(params: Any, model: ModelConfig, tokenizer: Any, problems: Problems, config: DecodeConfig,
+                batch_size: int = 10) -> dict[str, Any]:
+    """Decode all problems in batches, untimed: which answers are right, and the mean work of one."""
+    right: list[bool] = []
+    passes: list[int] = []
+    flops: list[float] = []
+    for start in range(0, len(problems.encoded), batch_size):
+        part = problems.encoded[start:start + batch_size]
+        result = jax.tree.map(np.asarray, decode_prompts(params, part, model=model, config=config))
+        for row, prompt in enumerate(part):
+            right.append(problems.right(tokenizer, result.tokens[row], answer_length(result, row, model, config),
+                                        start + row))
+            passes.append(int(result.record.steps[row]))
+            flops.append(forward_flops(result.record, row, model, config, len(prompt)))
+    return {"exact_match": float(np.mean(right)), "problems": len(right), "forward_passes": float(np.mean(passes)),
+            "forward_flops": float(np.mean(flops)), "right": [int(r) for r in right]}
 
 
 def method_table(title: str, records: Mapping[str, Mapping[str, Any]]) -> Any:
@@ -136,6 +162,35 @@ def seconds_of_steps(params: Any, model: ModelConfig, prompt: list[int], configs
                    for name, config in configs.items()}, repeats)
 
 
+def dual_against_torch(params: Any, model: ModelConfig, directory: Path, problems: Problems, config: DecodeConfig,
+                       repeats: int) -> dict[str, Any] | None:
+    """Raw seconds of the dual cache here and in PyTorch at 1 and 2 threads, in turn; None without torch."""
+    try:
+        peer = TorchDual(directory)
+    except ConfigError:
+        return None
+    import torch
+
+    encoded, passes = problems.encoded, {}
+
+    def ours() -> None:
+        results = [jax.block_until_ready(decode_prompts(params, [p], model=model, config=config)) for p in encoded]
+        passes["jaxllm"] = [int(r.record.steps[0]) for r in results]
+
+    def theirs(threads: int):
+        def call() -> None:
+            torch.set_num_threads(threads)
+            assert config.threshold is not None and model.eos_id is not None
+            results = [peer.decode(p, config.gen_length, config.block_length, config.threshold, model.eos_id)
+                       for p in encoded]
+            passes[f"torch_{threads}"] = [r.forward_passes for r in results]
+        return call
+
+    sides = {"jaxllm": ours, **{f"torch_{t}": theirs(t) for t in (1, 2)}}
+    seconds = paired(sides, repeats)
+    return {"seconds": seconds, "forward_passes": passes, "torch": torch.__version__}
+
+
 def bench(quick: bool, model_dir: Path | None = None, random_model: bool = True) -> dict[str, Any]:
     """All measurements, printed as they come; returns what `--json` writes."""
     from rich.console import Console
@@ -146,40 +201,61 @@ def bench(quick: bool, model_dir: Path | None = None, random_model: bool = True)
     directory = model_dir or shipped_model()
     params, model, tokenizer = open_model(directory)
     lengths = (512,) if quick else (128, 256, 512)
+    repeats = 2 if quick else 5
     out: dict[str, Any] = {"bench": "decode", "quick": quick, "environment": environment(), "shipped": {}}
     for length in lengths:
         steps = STEPS_FOR_LENGTH[length]
-        problems = Problems.load(directory, tokenizer, 2 if quick else 8, min_steps=steps, max_steps=steps)
+        problems = Problems.load(directory, tokenizer, 200 if not quick else 8, min_steps=steps, max_steps=steps)
         configs = method_configs(length)
         one = {"one_token": configs.pop("one_token")}
         if quick:
             configs.pop("prefix")
-        records = measure(params, model, tokenizer, problems, configs, repeats=2 if quick else 5)
-        timed = seconds_of_steps(params, model, problems.encoded[0], one, ONE_TOKEN_TIMED_STEPS, 2 if quick else 5)
+        records = measure(params, model, tokenizer, problems, configs, repeats, limit=2 if quick else 8)
+        timed = seconds_of_steps(params, model, problems.encoded[0], one, ONE_TOKEN_TIMED_STEPS, repeats)
         console.print(method_table(f"generation length {length}", records))
+        scored = {name: exact_match(params, model, tokenizer, problems, configs[name], batch_size=8)
+                  for name in (("full", "elastic") if quick else configs)}
+        for name, found in scored.items():
+            console.print(f"  {name}: {sum(found['right'])} of {found['problems']} right")
         out["shipped"][str(length)] = {
             "methods": {n: {k: v for k, v in r.items() if k != "results"} for n, r in records.items()},
             "one_token": {"seconds": timed["one_token"], "steps_timed": ONE_TOKEN_TIMED_STEPS,
-                          "extrapolated_to_steps": length}}
-    top = out["shipped"]["512"]
-    second = {name: float(np.median(r["seconds"])) / r["tokens"] for name, r in top["methods"].items()}
-    # Tokens up to the first EOS that one prompt's answer has on average, over the seconds of all 512 steps.
-    answer = top["methods"]["full"]["tokens"] / top["methods"]["full"]["problems"]
-    one_token = float(np.median(top["one_token"]["seconds"])) * 512 / ONE_TOKEN_TIMED_STEPS / answer
-    out["ratios"] = {
-        "elastic_vs_one_token_512": one_token / second["elastic"],
-        "elastic_vs_full_threshold_512": second["full"] / second["elastic"],
-        "elastic_vs_full_recompute_512": second["full_recompute"] / second["elastic"],
-        "elastic_vs_dual_512": second["dual"] / second["elastic"],
-        "dual_vs_torch_dual": None,
-        "exact_match_full": top["methods"]["full"]["exact_match"],
-        "exact_match_elastic": top["methods"]["elastic"]["exact_match"]}
-    out["notes"] = ["one_token is extrapolated from its first 16 steps", "dual_vs_torch_dual is not measured yet"]
+                          "extrapolated_to_steps": length},
+            "exact_match": scored}
+        if length == 512:
+            problems.encoded[:] = problems.encoded[:2 if quick else 8]
+            out["dual_against_torch"] = dual_against_torch(params, model, directory, problems, configs["dual"], repeats)
+    out["ratios"] = ratios(out)
+    out["notes"] = [f"one_token is extrapolated from its first {ONE_TOKEN_TIMED_STEPS} steps"]
+    if out["dual_against_torch"] is None:
+        out["notes"].append("dual_vs_torch_dual needs torch: launch/setup.sh --extra parity")
     for name, value in out["ratios"].items():
         console.print(f"{name}: {'not measured' if value is None else f'{value:.3g}'}")
     if random_model:
         out["random_100m"] = _random(console)
     return out
+
+
+def ratios(out: Mapping[str, Any]) -> dict[str, float | None]:
+    """Speed of elastic over the others a token of answer, medians of the raw seconds; and of dual over torch's."""
+    top = out["shipped"]["512"]
+    second = {name: float(np.median(r["seconds"])) / r["tokens"] for name, r in top["methods"].items()}
+    # Tokens up to the first EOS that one prompt's answer has on average, over the seconds of all 512 steps.
+    answer = top["methods"]["full"]["tokens"] / top["methods"]["full"]["problems"]
+    one_token = float(np.median(top["one_token"]["seconds"])) * 512 / ONE_TOKEN_TIMED_STEPS / answer
+    peer = out["dual_against_torch"]
+    torch_ratio = None
+    if peer is not None:
+        median = {name: float(np.median(s)) for name, s in peer["seconds"].items()}
+        torch_ratio = min(median["torch_1"], median["torch_2"]) / median["jaxllm"]
+    return {
+        "elastic_vs_one_token_512": one_token / second["elastic"],
+        "elastic_vs_full_threshold_512": second["full"] / second["elastic"],
+        "elastic_vs_full_recompute_512": second["full_recompute"] / second["elastic"],
+        "elastic_vs_dual_512": second["dual"] / second["elastic"],
+        "dual_vs_torch_dual": torch_ratio,
+        "exact_match_full": top["exact_match"]["full"]["exact_match"],
+        "exact_match_elastic": top["exact_match"]["elastic"]["exact_match"]}
 
 
 def _random(console: Any) -> dict[str, Any]:

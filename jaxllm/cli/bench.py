@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxllm.config import ConfigError, nearest
 
-BENCHES = ("decode",)
+BENCHES = ("decode", "exact_match")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,17 +16,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="under a minute on two cores")
     parser.add_argument("--json", type=Path, help="file for settings, raw seconds and ratios")
     parser.add_argument("--model", type=Path, help="model directory with a task.json; the shipped one by default")
-    parser.add_argument("--no-random", action="store_true", help="leave out the 100M-parameter random model")
+    parser.add_argument("--no-random", action="store_true", help="decode: leave out the 100M-parameter random model")
+    parser.add_argument("--out", type=Path, default=Path("exact_match"), help="exact_match: directory, resumed from")
+    parser.add_argument("--gen-length", type=int, default=256, choices=(128, 256, 512), help="exact_match: tokens")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    if args.name not in BENCHES:
-        raise ConfigError(f"bench {args.name!r} is unknown; {nearest(args.name, BENCHES)}")
-    from jaxllm.bench.decode import bench
     from jaxllm.files import write_json
 
-    results = bench(quick=args.quick, model_dir=args.model, random_model=not args.quick and not args.no_random)
+    if args.name == "decode":
+        from jaxllm.bench.decode import bench
+
+        results = bench(quick=args.quick, model_dir=args.model, random_model=not args.quick and not args.no_random)
+    elif args.name == "exact_match":
+        from jaxllm.bench.exact_match import study
+
+        results = study(args.out, args.model, seeds=1 if args.quick else 4,
+                        problems_per_seed=10 if args.quick else 50, gen_length=args.gen_length)
+    else:
+        raise ConfigError(f"bench {args.name!r} is unknown; {nearest(args.name, BENCHES)}")
     if args.json:
         write_json(args.json, results)
         print(f"wrote {args.json}")

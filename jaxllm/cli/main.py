@@ -15,7 +15,7 @@ COMMANDS = {
     "decode": ("jaxllm.cli.decode", "decode prompts with a masked-diffusion model"),
     "train": ("jaxllm.cli.train", "train a model from a config"),
     "convert": ("jaxllm.cli.convert", "convert a GGUF file or a Hugging Face directory"),
-    "bench": ("jaxllm.cli.bench", "measure: decode"),
+    "bench": ("jaxllm.cli.bench", "measure: decode, exact_match"),
     "quickstart": ("jaxllm.cli.quickstart", "decode held-out puzzles with the shipped model, every method"),
 }
 
