@@ -59,9 +59,9 @@ class TaskConfig:
 
     name: str = "game_of_life"
     seed: int = 1_000_000_000
-    grid: int = 6
-    min_steps: int = 6
-    max_steps: int = 6
+    grid: int = 5
+    min_steps: int = 4
+    max_steps: int = 4
     fill: float = 0.5
 
     def __post_init__(self) -> None:
@@ -106,10 +106,11 @@ class ReasoningGym:
 class GameOfLife:
     """Conway's game on a torus, every intermediate board written out.
 
-    The response reads `1: SUMS = BOARD 2: SUMS = BOARD ...`, JSON arrays: for each cell how many live
-    among itself and the cells left and right of it, then the board that follows, for which three of
-    those sums and the cell itself suffice. The last board is the answer that reasoning-gym's
-    `game_of_life` scorer checks.
+    The response reads `1: SUMS = BOARD 2: SUMS = BOARD ...`, JSON arrays. SUMS says for each cell how
+    many live among itself and the cells left and right of it; its last row stands once more above the
+    first and its first below the last, so that the torus has no seam for the board that follows: three
+    sums in one column and the cell itself decide each of its cells. The last board is the answer that
+    reasoning-gym's `game_of_life` scorer checks.
     """
 
     def __init__(self, config: TaskConfig) -> None:
@@ -133,7 +134,7 @@ class GameOfLife:
         board = np.array(json.loads(base.prompt.split("\n\n", 1)[1].rstrip(".")))
         lines = []
         for step in range(1, steps + 1):
-            sums, board = row_sums(board), life_step(board)
+            sums, board = np.pad(row_sums(board), ((1, 1), (0, 0)), mode="wrap"), life_step(board)
             lines.append(f"{step}: {_compact(sums)} = {_compact(board)}")
         if board.tolist() != json.loads(base.response):
             raise RuntimeError(f"game_of_life {index}: worked answer differs from reasoning-gym's")

@@ -11,6 +11,7 @@ def naive_step(board):
     counts = [[sum(board[(r + i) % n][(c + j) % m] for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j)
                for c in range(m)] for r in range(n)]
     sums = [[sum(board[r][(c + j) % m] for j in (-1, 0, 1)) for c in range(m)] for r in range(n)]
+    sums = [sums[-1], *sums, sums[0]]
     return sums, [[int(counts[r][c] == 3 or (board[r][c] and counts[r][c] == 2)) for c in range(m)] for r in range(n)]
 
 
@@ -36,7 +37,7 @@ def test_tokens_decode_to_an_answer_that_scores():
     tokenizer = build_word_tokenizer(t for e in examples for t in (e.prompt, e.response))
     for example in examples:
         ids = tokenizer.encode(example.response).ids
-        assert len(ids) == 2 * 74
+        assert len(ids) == 2 * 62
         assert task.score(tokenizer.decode(ids), example.entry) == 1.0
 
 
