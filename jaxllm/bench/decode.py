@@ -101,7 +101,8 @@ def measure(params: Any, model: ModelConfig, tokenizer: Any, problems: Problems,
     for name, config in configs.items():
         host = [jax.tree.map(np.asarray, r) for r in results[name]]
         lengths = [answer_length(r, 0, model, config) for r in host]
-        right = [problems.right(tokenizer, r.tokens[0], n, i) for i, (r, n) in enumerate(zip(host, lengths, strict=True))]
+        right = [problems.right(tokenizer, r.tokens[0], n, i)
+                 for i, (r, n) in enumerate(zip(host, lengths, strict=True))]
         flops = [forward_flops(r.record, 0, model, config, len(p)) for r, p in zip(host, encoded, strict=True)]
         out[name] = {"settings": dataclasses.asdict(config), "seconds": seconds[name], "tokens": sum(lengths),
                      "tokens_per_s": sum(lengths) / float(np.median(seconds[name])),
@@ -169,7 +170,7 @@ def dual_against_torch(params: Any, model: ModelConfig, directory: Path, problem
         peer = TorchDual(directory)
     except ConfigError:
         return None
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     encoded, passes = problems.encoded, {}
 

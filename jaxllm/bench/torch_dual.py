@@ -33,7 +33,7 @@ class TorchDual:
           ConfigError: torch is missing, or the checkpoint is not LLaDA's.
         """
         try:
-            import torch
+            import torch  # pyright: ignore[reportMissingImports]
             from safetensors.torch import load_file
         except ImportError:
             raise ConfigError("torch is missing; install it with launch/setup.sh --extra parity") from None
@@ -53,7 +53,8 @@ class TorchDual:
         self._head = w.get("ff_out.weight", self._embedding)
         self._layers = []
         for i in range(c["n_layers"]):
-            p = {name.removeprefix(f"blocks.{i}."): value for name, value in w.items() if name.startswith(f"blocks.{i}.")}
+            prefix = f"blocks.{i}."
+            p = {name.removeprefix(prefix): value for name, value in w.items() if name.startswith(prefix)}
             self._layers.append({
                 "attn_norm": p["attn_norm.weight"], "ff_norm": p["ff_norm.weight"],
                 "qkv": torch.cat([p["q_proj.weight"], p["k_proj.weight"], p["v_proj.weight"]]).contiguous(),

@@ -85,7 +85,7 @@ class _Dequantized(Mapping):
 
         tensor = self._tensors[name]
         # GGUF states shapes with the fastest axis first.
-        weight = np.asarray(dequantize(tensor.data, tensor.tensor_type)).reshape(tuple(tensor.shape)[::-1])
+        weight: np.ndarray = np.asarray(dequantize(tensor.data, tensor.tensor_type)).reshape(tuple(tensor.shape)[::-1])
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             # Rotary pairs lie side by side in GGUF; ours are half a head apart.
             heads = self._config.num_heads if "q_proj" in name else self._config.num_kv_heads

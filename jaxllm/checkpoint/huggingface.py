@@ -22,7 +22,7 @@ from jaxllm import models
 from jaxllm.checkpoint.hf_config import config_to_huggingface, read_config
 from jaxllm.checkpoint.names import Stored, stored
 from jaxllm.config import ConfigError
-from jaxllm.models import ModelConfig
+from jaxllm.models import ModelConfig, api
 from jaxllm.parallel import RULES, make_mesh, shardings
 
 INDEX = "model.safetensors.index.json"
@@ -34,7 +34,7 @@ _IGNORED = ("rotary_emb.inv_freq",)
 
 def load_pretrained(
     directory: str | Path, mesh: Mesh | None = None, rules: Mapping[str, Any] = RULES, dtype: str | None = None,
-) -> tuple[models.api.Params, ModelConfig]:
+) -> tuple[api.Params, ModelConfig]:
     """Parameters and description of a LLaDA, Dream, Llama, Qwen2 or Qwen3 directory.
 
     Files are mapped, not read whole: each device is handed its slice of each tensor, and the host
@@ -60,7 +60,7 @@ def load_pretrained(
 
 
 def place(config: ModelConfig, tensors: Mapping[str, Any], mesh: Mesh | None, rules: Mapping[str, Any],
-          source: str) -> models.api.Params:
+          source: str) -> api.Params:
     """Device arrays of all parameters from named tensors in Hugging Face layout, checked for names and shapes."""
     if mesh is None:
         mesh = make_mesh(1, devices=jax.devices()[:1])
@@ -71,7 +71,7 @@ def place(config: ModelConfig, tensors: Mapping[str, Any], mesh: Mesh | None, ru
     _check_names(where, tensors, config, source)
 
     def make(leaf: jax.ShapeDtypeStruct, sharding: Any, at: Stored) -> jax.Array:
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             return at.read(tensors.__getitem__, index).astype(leaf.dtype)
 
         return jax.make_array_from_callback(leaf.shape, sharding, part)
@@ -80,7 +80,7 @@ def place(config: ModelConfig, tensors: Mapping[str, Any], mesh: Mesh | None, ru
 
 
 def save_pretrained(
-    params: models.api.Params, config: ModelConfig, directory: str | Path, *, tokenizer: Tokenizer | None = None,
+    params: api.Params, config: ModelConfig, directory: str | Path, *, tokenizer: Tokenizer | None = None,
     overwrite: bool = False, shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write what `load_pretrained` and, for Llama and Qwen, `transformers` read back.
@@ -182,7 +182,8 @@ def _check_names(where: Any, tensors: Mapping[str, Any], config: ModelConfig, so
     tied = ("lm_head.weight", "model.transformer.ff_out.weight") if config.tie_embeddings else ()
     extra = [n for n in tensors if n not in expected and n not in tied and not n.endswith(_IGNORED)]
     if extra:
-        raise ConfigError(f"{source}: tensors that a {config.family} model of this config does not have: {_some(extra)}")
+        raise ConfigError(f"{source}: tensors that a {config.family} model of this config does not have: "
+                          f"{_some(extra)}")
     for name, shape in expected.items():
         found = tuple(tensors[name].get_shape() if hasattr(tensors[name], "get_shape") else tensors[name].shape)
         if found != shape:

@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chat", action="store_true", help="wrap prompts in the model's chat template")
     parser.add_argument("--batch-size", type=int, default=8, help="prompts decoded together")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling noise, used with temperature above 0")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="the checkpoint's by default, float32 on a CPU")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"),
+                        help="the checkpoint's by default, float32 on a CPU")
     parser.add_argument("--tensor", type=int, default=1, help="devices to split heads, MLP and vocabulary over")
     parser.add_argument("--no-live", action="store_true", help="do not show the text filling in")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="decoder settings, such as gen_length=512")

@@ -44,7 +44,8 @@ def run(args: argparse.Namespace) -> int:
     console.print(method_table("every method on the same problems, one at a time", records))
     best = records["elastic"]["results"][0]
     length = int(best.answer_lengths[0])
-    console.print(f"\nelastic's answer to the first problem ({'right' if records['elastic']['right'][0] else 'wrong'}):")
+    verdict = "right" if records["elastic"]["right"][0] else "wrong"
+    console.print(f"\nelastic's answer to the first problem ({verdict}):")
     console.print(fill_in(best.tokens[0][:length], best.committed_at[0][:length] >= -1, tokenizer))
     write_jsonl(args.out / "methods.jsonl", [
         {"method": name, **{k: v for k, v in r.items() if k != "results"}} for name, r in records.items()])

@@ -64,7 +64,7 @@ class Loader:
     def __getitem__(self, step: int) -> Batch:
         """Batch number `step`, numpy arrays `[B, T]`."""
         b = self.config.batch_size
-        rows = [self._rows[step * b + i] for i in range(b)]
+        rows: list[Any] = [self._rows[step * b + i] for i in range(b)]
         return Batch(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
 

@@ -156,13 +156,13 @@ class GameOfLife:
 
 def row_sums(board: np.ndarray) -> np.ndarray:
     """Living cells among each cell and its left and right neighbour on a torus; `board` is `[rows, columns]`."""
-    return sum(np.roll(board, j, axis=1) for j in (-1, 0, 1))
+    return np.sum([np.roll(board, j, axis=1) for j in (-1, 0, 1)], axis=0)
 
 
 def life_step(board: np.ndarray) -> np.ndarray:
     """One step of Conway's game on a torus; `board` is `[rows, columns]` of 0 and 1."""
     sums = row_sums(board)
-    around = sum(np.roll(sums, i, axis=0) for i in (-1, 0, 1)) - board
+    around = np.sum([np.roll(sums, i, axis=0) for i in (-1, 0, 1)], axis=0) - board
     return ((around == 3) | ((board == 1) & (around == 2))).astype(board.dtype)
 
 

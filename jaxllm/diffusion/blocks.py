@@ -104,7 +104,7 @@ def _guided(params: Any, model: ModelConfig, config: DecodeConfig, g: Generation
     if config.cfg_scale == 0:
         return api.logits(params, model, take_rows(full_forward(params, model, g.tokens, valid), predict))
     prompt = jnp.arange(g.tokens.shape[1]) < g.lengths[:, None]
-    both = jnp.concatenate([g.tokens, jnp.where(prompt, model.mask_id, g.tokens)])
+    both = jnp.concatenate([g.tokens, jnp.where(prompt, model.mask, g.tokens)])
     x = full_forward(params, model, both, jnp.concatenate([valid, valid]))
     given, free = jnp.split(api.logits(params, model, take_rows(x, jnp.concatenate([predict, predict]))), 2)
     return free + (config.cfg_scale + 1) * (given - free)

@@ -6,6 +6,8 @@ most, L layers. A row holds its prompt at 0..n-1, its G generated positions righ
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -71,7 +73,7 @@ def start(model: ModelConfig, config: DecodeConfig, prompt: jax.Array, lengths: 
     place = jnp.arange(n)
     left = (place >= lengths[:, None]) & (place < lengths[:, None] + config.gen_length)
     decoded = place < lengths[:, None]
-    tokens = jnp.where(decoded, jnp.pad(prompt, ((0, 0), (0, config.gen_length))), model.mask_id)
+    tokens = jnp.where(decoded, jnp.pad(prompt, ((0, 0), (0, config.gen_length))), model.mask)
     record = Record(steps=jnp.zeros(b, jnp.int32), committed=jnp.zeros((s, b), jnp.int32),
                     rows=jnp.zeros((s, b), jnp.int32), refresh_from=jnp.zeros((s, b), jnp.int32),
                     similarity=jnp.full((s, model.num_layers, b), jnp.nan, jnp.float32))
@@ -180,8 +182,8 @@ def commit(
         refresh_from=r.refresh_from.at[at, line].set(refresh_from, mode="drop"),
         similarity=r.similarity if similarity is None else
         r.similarity.at[at, :, line].set(similarity.T, mode="drop"))
-    return state.replace(tokens=tokens, decoded=decoded, left=left, committed_at=committed_at, step=state.step + 1,
-                         record=record), where
+    return dataclasses.replace(state, tokens=tokens, decoded=decoded, left=left, committed_at=committed_at,
+                               step=state.step + 1, record=record), where
 
 
 def _take(values: jax.Array, index: jax.Array) -> jax.Array:

@@ -74,10 +74,12 @@ def finish(generation: Generation, *, model: ModelConfig, config: DecodeConfig) 
     tokens = jnp.take_along_axis(generation.tokens, at, axis=1)
     committed_at = jnp.take_along_axis(generation.committed_at, at, axis=1)
     place = jnp.arange(config.gen_length)
-    ends = (committed_at >= 0) & (tokens == config.eos_id)
+    eos = config.eos_id
+    assert eos is not None  # resolve fills it in
+    ends = (committed_at >= 0) & (tokens == eos)
     first = jnp.min(jnp.where(ends, place, config.gen_length), axis=1)
     if config.fill_eos:
-        tokens = jnp.where(place > first[:, None], config.eos_id, tokens)
+        tokens = jnp.where(place > first[:, None], eos, tokens)
     return Result(tokens=tokens, answer_lengths=jnp.minimum(first + 1, config.gen_length), committed_at=committed_at,
                   record=generation.record)
 

@@ -9,6 +9,7 @@ asks, and takes effect only in the rows that asked.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -140,7 +141,7 @@ def step_recompute(params: Any, model: ModelConfig, config: DecodeConfig, state:
     logits = api.logits(params, model, take_rows(x, predictor(model, candidates)))
     g, _ = commit(g, logits, candidates, model, config, rows=jnp.sum(valid, axis=1, dtype=jnp.int32),
                   refresh_from=jnp.zeros_like(g.lengths))
-    return state.replace(generation=g)
+    return dataclasses.replace(state, generation=g)
 
 
 def drift_similarity(past: jax.Array, now: jax.Array, tracked: jax.Array, keys: jax.Array, axis: str) -> jax.Array:

@@ -99,7 +99,7 @@ def masked_diffusion_loss(model: ModelConfig, config: MaskedDiffusionConfig):
     def loss_fn(params: Any, batch: Batch, key: jax.Array):
         maskable = batch.loss_weights > 0
         masked, weight = corrupt(key, maskable, config)
-        noisy = jnp.where(masked, model.mask_id, batch.tokens)
+        noisy = jnp.where(masked, model.mask, batch.tokens)
         logits = predictions(params, model, noisy, batch.positions, batch.segment_ids)
         loss = cross_entropy(logits, batch.tokens)
         right = (jnp.argmax(logits, -1) == batch.tokens).astype(jnp.float32)
@@ -111,7 +111,8 @@ def masked_diffusion_loss(model: ModelConfig, config: MaskedDiffusionConfig):
     return loss_fn
 
 
-def elbo(params: Any, model: ModelConfig, batch: Batch, key: jax.Array, samples: int = 1) -> tuple[jax.Array, jax.Array]:
+def elbo(params: Any, model: ModelConfig, batch: Batch, key: jax.Array,
+         samples: int = 1) -> tuple[jax.Array, jax.Array]:
     """Monte Carlo bound on -log p(response | prompt) in nats, as (sum, tokens) over the batch.
 
     LLaDA equation 6: for each row draw l uniformly from 1..L, mask exactly l of its L maskable tokens
@@ -128,7 +129,7 @@ def elbo(params: Any, model: ModelConfig, batch: Batch, key: jax.Array, samples:
         score = jnp.where(maskable, jax.random.uniform(k_order, maskable.shape), jnp.inf)
         rank = jnp.argsort(jnp.argsort(score, axis=1), axis=1)
         masked = maskable & (rank < number[:, None])
-        noisy = jnp.where(masked, model.mask_id, batch.tokens)
+        noisy = jnp.where(masked, model.mask, batch.tokens)
         logits = predictions(params, model, noisy, batch.positions, batch.segment_ids)
         return jnp.sum(cross_entropy(logits, batch.tokens) * masked * (count / number)[:, None])
 

@@ -9,7 +9,8 @@ from jaxllm.diffusion.config import DecodeConfig
 from jaxllm.models import ModelConfig
 
 
-def rows_per_layer(record: Record, row: int, model: ModelConfig, config: DecodeConfig, prompt_length: int) -> np.ndarray:
+def rows_per_layer(record: Record, row: int, model: ModelConfig, config: DecodeConfig,
+                   prompt_length: int) -> np.ndarray:
     """Rows computed for one row of the batch, int `[steps, L]`; guidance counts both of its passes."""
     steps = int(record.steps[row])
     first = np.asarray(record.refresh_from)[:steps, row, None]

@@ -101,6 +101,12 @@ class ModelConfig:
                   f"must lie inside the vocabulary 0..{self.vocab_size - 1}")
 
     @property
+    def mask(self) -> int:
+        """The mask token, for code that has checked that there is one."""
+        assert self.mask_id is not None
+        return self.mask_id
+
+    @property
     def num_parameters(self) -> int:
         """Count of scalar parameters."""
         d, k = self.d_model, self.head_dim

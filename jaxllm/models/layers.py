@@ -8,6 +8,7 @@ batched matmuls of attention need no transpose and a cache is updated in place.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -47,12 +48,12 @@ class Projection(nn.Module):
         init = nn.initializers.variance_scaling(
             self.init_scale, "fan_in", "truncated_normal", in_axis=tuple(range(n)),
             out_axis=tuple(range(n, len(self.shape))))
-        kernel = self.param("kernel", nn.with_logical_partitioning(init, tuple(self.axes)),
+        kernel: Any = self.param("kernel", nn.with_logical_partitioning(init, tuple(self.axes)),
                             tuple(self.shape), self.weight_dtype)
         y = lax.dot_general(x, kernel.astype(x.dtype),
                             ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())))
         if self.bias:
-            bias = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, tuple(self.axes[n:])),
+            bias: Any = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, tuple(self.axes[n:])),
                               tuple(self.shape[n:]), self.weight_dtype)
             y = y + bias.astype(y.dtype)
         return y
@@ -69,7 +70,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Normalise the last axis of `[..., dim]`."""
-        scale = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)),
+        scale: Any = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)),
                            (self.dim,), self.weight_dtype)
         h = x.astype(jnp.float32)
         h = h * lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + self.eps)

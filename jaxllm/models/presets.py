@@ -7,16 +7,17 @@ SmolLM2, whose special tokens differ from the instruct ones; the checkpoint's ow
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from jaxllm.config import ConfigError, nearest
 from jaxllm.models.config import ModelConfig, RopeScaling
 
-_BF16 = {"weight_dtype": "bfloat16", "activation_dtype": "bfloat16"}
+_BF16: dict[str, Any] = {"weight_dtype": "bfloat16", "activation_dtype": "bfloat16"}
 
 
 def _config(
-    family: str, vocab: int, d: int, layers: int, heads: int, kv_heads: int, mlp: int, *, head_dim: int | None = None,
-    **rest,
+    family: str, vocab: int, d: int, layers: int, heads: int, kv_heads: int, mlp: int, *,
+    head_dim: int | None = None, **rest: Any,
 ) -> ModelConfig:
     return ModelConfig(vocab_size=vocab, d_model=d, num_layers=layers, num_heads=heads, num_kv_heads=kv_heads,
                        head_dim=head_dim or d // heads, d_mlp=mlp, family=family, **{**_BF16, **rest})  # type: ignore
@@ -45,7 +46,7 @@ def _smollm2(*shape: int, rope_theta: float = 1e5) -> ModelConfig:
 _LLADA_8B = _config("llada", 126464, 4096, 32, 32, 32, 12288, rope_theta=5e5, max_length=4096,
                     mask_id=126336, eos_id=126081, pad_id=126081)
 _LLAMA_32_ROPE = RopeScaling(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_length=8192)
-_FLOAT32 = {"weight_dtype": "float32", "activation_dtype": "float32"}
+_FLOAT32: dict[str, Any] = {"weight_dtype": "float32", "activation_dtype": "float32"}
 
 PRESETS: dict[str, ModelConfig] = {
     # masked diffusion

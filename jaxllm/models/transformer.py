@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
+from flax.linen.spmd import with_logical_constraint
 
 from jaxllm.models.cache import KVCache, write_rows
 from jaxllm.models.config import ModelConfig
@@ -22,7 +25,7 @@ class Output:
       cache: the updated cache, or None when none was given.
     """
 
-    logits: jax.Array | None
+    logits: Any
     hidden: jax.Array
     cache: KVCache | None
 
@@ -38,7 +41,7 @@ class _ScanBlock(Block):
             v = write_rows(layer_cache[1], v, slots)
             layer_cache = (k, v)
         x = self.finish(x, attend(q, k, v, mask))
-        return nn.with_logical_constraint(x, ("batch", "length", "act_embed")), layer_cache
+        return with_logical_constraint(x, ("batch", "length", "act_embed")), layer_cache
 
 
 def _remat(config: ModelConfig):
@@ -61,7 +64,8 @@ class Transformer(nn.Module):
         embed_init = nn.initializers.normal(stddev=c.d_model**-0.5 if c.tie_embeddings else 1.0)
         self.embed = _Table((c.vocab_size, c.d_model), ("vocab", "embed"), embed_init, w)
         scan = nn.scan(_remat(c), variable_axes={"params": 0}, split_rngs={"params": True}, length=c.num_layers,
-                       in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast), out_axes=0,
+                       in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+                       out_axes=0,
                        metadata_params={nn.PARTITION_NAME: "layers"})
         self.layers = scan(c)
         self.final_norm = RMSNorm(c.d_model, "norm", c.rms_norm_eps, w)
@@ -72,9 +76,9 @@ class Transformer(nn.Module):
     def embed_tokens(self, tokens: jax.Array) -> jax.Array:
         """Embedding rows `[B, T, D]` of token ids `[B, T]`, in the activation dtype."""
         # One gather of a table that fsdp has cut along D would make XLA replicate the whole result.
-        table = nn.with_logical_constraint(self.embed(), ("vocab", None))
+        table = with_logical_constraint(self.embed(), ("vocab", None))
         x = jnp.take(table, tokens, axis=0).astype(dtype_of(self.config.activation_dtype))
-        return nn.with_logical_constraint(x, ("batch", "length", "act_embed"))
+        return with_logical_constraint(x, ("batch", "length", "act_embed"))
 
     def normalize(self, x: jax.Array) -> jax.Array:
         """The final norm, `[..., D]`."""
@@ -93,10 +97,10 @@ class Transformer(nn.Module):
         """Forward pass; `models.api.apply` documents the arguments."""
         x = self.embed_tokens(tokens)
         tables = rotary_tables(self.config, positions)
-        layer_caches = None if cache is None else (cache.k, cache.v)
+        layer_caches: Any = None if cache is None else (cache.k, cache.v)
         x, layer_caches = self.layers(x, layer_caches, tables, mask, slots)
         hidden = self.normalize(x)
-        if cache is not None:
+        if cache is not None and slots is not None:
             rows = jnp.arange(tokens.shape[0])[:, None]
             where = jnp.where(slots < 0, cache.positions.shape[1], slots)
             cache = KVCache(*layer_caches, positions=cache.positions.at[rows, where].set(positions, mode="drop"))
@@ -114,5 +118,6 @@ class _Table(nn.Module):
 
     @nn.compact
     def __call__(self) -> jax.Array:
-        return self.param(self.leaf, nn.with_logical_partitioning(self.initializer, self.axes), self.shape,
-                          self.weight_dtype)
+        table: Any = self.param(self.leaf, nn.with_logical_partitioning(self.initializer, self.axes), self.shape,
+                                self.weight_dtype)
+        return table

@@ -42,4 +42,4 @@ def paired_interval(a: Sequence[float], b: Sequence[float], level: float = 0.95)
     """t interval of the mean of a - b over pairs (the same seed, prompt or repeat on both sides)."""
     if len(a) != len(b):
         raise ValueError(f"paired_interval: {len(a)} against {len(b)} values")
-    return mean_interval(np.asarray(a, np.float64) - np.asarray(b, np.float64), level)
+    return mean_interval((np.asarray(a, np.float64) - np.asarray(b, np.float64)).tolist(), level)

@@ -65,7 +65,8 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
         state = checkpointer.restore(start, jax.eval_shape(fresh, key), layout)
         log(f"resumed at step {start}")
     elif start is not None:
-        raise ConfigError(f"{run_dir}: already holds checkpoints up to step {start}; pass --resume or another directory")
+        raise ConfigError(f"{run_dir}: already holds checkpoints up to step {start}; "
+                          "pass --resume or another directory")
     else:
         state, start = jax.jit(fresh, out_shardings=layout)(key), 0
 
@@ -83,7 +84,7 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
         if done % config.log_every == 0 or done == config.total_steps:
             values = {name: float(value) for name, value in metrics.items()}  # waits for the device
             now = time.perf_counter()
-            values |= {"train/learning_rate": float(rate(step)), "perf/tokens_per_s": tokens / (now - mark),
+            values |= {"train/learning_rate": np.asarray(rate(step)).item(), "perf/tokens_per_s": tokens / (now - mark),
                        "perf/step_s": (now - mark) / min(config.log_every, done - start)}
             values |= _mfu(config.model, batch.tokens.shape[1], values["perf/tokens_per_s"])
             tracker.log(values, done)
@@ -154,4 +155,6 @@ def flops_per_token(model: ModelConfig, length: int) -> float:
 def _mfu(model: ModelConfig, length: int, tokens_per_s: float) -> dict[str, float]:
     """Share of the devices' published peak; absent where no peak is known."""
     peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
-    return {} if peak is None else {"perf/mfu": tokens_per_s * flops_per_token(model, length) / (peak * jax.device_count())}
+    if peak is None:
+        return {}
+    return {"perf/mfu": tokens_per_s * flops_per_token(model, length) / (peak * jax.device_count())}

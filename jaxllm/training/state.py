@@ -43,7 +43,7 @@ def state_shardings(
     """`TrainState` of shardings: optimiser moments lie as their parameters, the rest is replicated."""
     shapes = models.abstract(config)
     params = shardings(models.logical_axes(config), mesh, rules, shapes)
-    whole = replicated(mesh)
+    whole: Any = replicated(mesh)
     opt_state = optax.tree_map_params(optimizer, lambda _, s: s, jax.eval_shape(optimizer.init, shapes), params,
                                       transform_non_params=lambda _: whole)
     return TrainState(step=whole, params=params, opt_state=opt_state)
