@@ -7,15 +7,18 @@ from typing import Any, Literal
 
 import jax
 import optax
+import optax.contrib
 
 from jaxllm.config import check
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with clipping and a schedule.
+    """AdamW or Muon, with clipping and a schedule.
 
     Attributes:
+      name: `adamw`, or `muon` for the blocks' matrices with AdamW on embedding, head, norms and biases. Muon's updates
+        are scaled to AdamW's usual root mean square of 0.2 (Moonlight, arXiv 2502.16982), so one rate serves both.
       learning_rate: peak rate.
       schedule: shape after the warm-up; `cosine` and `linear` end at `final_ratio` of the peak.
       warmup_steps: linear warm-up from 0.
@@ -24,6 +27,7 @@ class OptimizerConfig:
       clip_norm: global gradient norm above which gradients are scaled down, None for none.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 3e-4
     schedule: Literal["constant", "cosine", "linear"] = "cosine"
     warmup_steps: int = 100
@@ -60,11 +64,31 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clipping, AdamW with decay on matrices, and the schedule."""
+    """Clipping, then AdamW or Muon with decay on matrices, and the schedule."""
     steps = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
-    steps.append(optax.adamw(learning_rate(config, total_steps), b1=config.b1, b2=config.b2, eps=config.eps,
-                             weight_decay=config.weight_decay, mask=_matrices))
+    rate = learning_rate(config, total_steps)
+    if config.name == "muon":
+        steps.append(optax.contrib.muon(
+            rate, eps=config.eps, weight_decay=config.weight_decay, adam_weight_decay=config.weight_decay,
+            weight_decay_mask=_matrices, adam_b1=config.b1, adam_b2=config.b2, consistent_rms=0.2,
+            muon_weight_dimension_numbers=_blocks_matrices))
+    else:
+        steps.append(optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay,
+                                 mask=_matrices))
     return optax.chain(*steps)
+
+
+def _blocks_matrices(params: Any) -> Any:
+    """For each kernel of the stacked blocks which axes a matrix's rows and columns are; None elsewhere."""
+    from optax.contrib import MuonDimensionNumbers
+
+    def one(path: Any, leaf: Any) -> Any:
+        if path[0].key != "layers" or path[-1].key != "kernel":
+            return None
+        inputs = 2 if path[-2].key == "o" else 1  # attention's output sums over heads and head width
+        return MuonDimensionNumbers(tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, leaf.ndim)))
+
+    return jax.tree_util.tree_map_with_path(one, params)
 
 
 def _matrices(params: Any) -> Any:

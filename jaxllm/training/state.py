@@ -44,6 +44,11 @@ def state_shardings(
     shapes = models.abstract(config)
     params = shardings(models.logical_axes(config), mesh, rules, shapes)
     whole: Any = replicated(mesh)
-    opt_state = optax.tree_map_params(optimizer, lambda _, s: s, jax.eval_shape(optimizer.init, shapes), params,
-                                      transform_non_params=lambda _: whole)
+
+    def masked(leaf: Any) -> bool:  # a parameter that another optimiser of the chain takes
+        return isinstance(leaf, optax.MaskedNode)
+
+    opt_state = optax.tree_map_params(optimizer, lambda leaf, s: leaf if masked(leaf) else s,
+                                      jax.eval_shape(optimizer.init, shapes), params,
+                                      transform_non_params=lambda _: whole, is_leaf=masked)
     return TrainState(step=whole, params=params, opt_state=opt_state)
