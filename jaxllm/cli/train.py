@@ -33,5 +33,24 @@ def run(args: argparse.Namespace) -> int:
 
         config = load(DiffusionTrainConfig, args.config, args.overrides)
         train(config, diffusion_objective(config), run_dir, resume=args.resume)
-    print(f"run: {run_dir}")
+    summarize_run(run_dir)
     return 0
+
+
+def summarize_run(run_dir: Path) -> None:
+    """A table of what the run logged first, last and best, and where to look."""
+    from rich.console import Console
+
+    from jaxllm.files import read_jsonl
+    from jaxllm.studies import table
+
+    records = read_jsonl(run_dir / "metrics.jsonl")
+    rows = []
+    for name in ("train/loss", "train/accuracy", "validation/nll_per_token", "perf/tokens_per_s", "perf/mfu"):
+        values = [r[name] for r in records if name in r]
+        if values:
+            best = min(values) if name.endswith(("loss", "nll_per_token")) else max(values)
+            rows.append([name, values[0], values[-1], best])
+    console = Console()
+    console.print(table(f"{records[-1]['step']} steps", ["metric", "first", "last", "best"], rows))
+    console.print(f"run: {run_dir}; picture: {run_dir / 'curve.png'}", soft_wrap=True)

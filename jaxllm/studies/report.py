@@ -61,3 +61,35 @@ def plot_arms(path: str | Path, summary: Mapping[str, Interval], ylabel: str, ti
     with aside(path) as temporary:
         figure.savefig(temporary, dpi=130, bbox_inches="tight")
     plt.close(figure)
+
+
+def plot_curves(path: str | Path, records: Sequence[Mapping[str, Any]], panels: Mapping[str, Sequence[str]]) -> None:
+    """Metrics over steps as a picture, one panel a label; a metric that no record holds is left out.
+
+    Args:
+      path: PNG to write.
+      records: lines of a run's `metrics.jsonl`, each with its `step`.
+      panels: metric names by the label of the axis they share.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    found = {label: [n for n in names if any(n in r for r in records)] for label, names in panels.items()}
+    found = {label: names for label, names in found.items() if names}
+    if not found:
+        return
+    figure, axes = plt.subplots(len(found), 1, sharex=True, squeeze=False, figsize=(7, 0.8 + 1.8 * len(found)),
+                                layout="constrained")
+    for axis, (label, names) in zip(axes[:, 0], found.items(), strict=True):
+        for name in names:
+            points = [(r["step"], r[name]) for r in records if name in r]
+            axis.plot(*zip(*points, strict=True), label=name, linewidth=1, marker="." if len(points) < 12 else None)
+        axis.set_ylabel(label)
+        axis.legend(fontsize=8, frameon=False)
+        axis.grid(alpha=0.3)
+    axes[-1, 0].set_xlabel("step")
+    with aside(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+    plt.close(figure)

@@ -16,14 +16,19 @@ from jaxllm import tracking
 from jaxllm.checkpoint import Checkpointer, save_pretrained
 from jaxllm.config import ConfigError
 from jaxllm.data import Loader, build_word_tokenizer, load_tokenizer, make_task
+from jaxllm.files import read_jsonl
 from jaxllm.models import ModelConfig
 from jaxllm.parallel import batch_sharding, make_mesh, replicated
+from jaxllm.studies import plot_curves
 from jaxllm.training.config import TrainConfig
 from jaxllm.training.optimizer import learning_rate, make_optimizer
 from jaxllm.training.state import TrainState, init_state, state_shardings
 from jaxllm.training.step import LossFn, jit_step, make_step
 
 TOKENIZER_EXAMPLES = 400
+# Panels of `curve.png`.
+CURVES = {"nats a token": ("train/loss", "validation/nll_per_token"), "accuracy": ("train/accuracy",),
+          "learning rate": ("train/learning_rate",)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Objective:
 
 def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, resume: bool = False,
           log: Callable[[str], None] = print) -> TrainState:
-    """Run all stages of `config`; writes metrics, manifest, tokenizer and checkpoints under `run_dir`.
+    """Run all stages of `config`; writes metrics, manifest, tokenizer, checkpoints and a curve under `run_dir`.
 
     With `resume` the newest checkpoint is restored and the run goes on as if it had never stopped:
     data and randomness depend on the step alone.
@@ -103,6 +108,7 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
             checkpointer.save(done, state)
     checkpointer.close()
     tracker.close()
+    plot_curves(run_dir / "curve.png", read_jsonl(run_dir / "metrics.jsonl"), CURVES)
     if config.export:
         save_pretrained(state.params, config.model, run_dir / "model", tokenizer=tokenizer, overwrite=True)
         log(f"wrote {run_dir / 'model'}")

@@ -17,13 +17,14 @@ class OptimizerConfig:
     """AdamW or Muon, with clipping and a schedule.
 
     Attributes:
-      name: `adamw`, or `muon` for the blocks' matrices with AdamW on embedding, head, norms and biases. Muon's updates
-        are scaled to AdamW's usual root mean square of 0.2 (Moonlight, arXiv 2502.16982), so one rate serves both.
+      name: `adamw`, or `muon` for the blocks' matrices with Adam (Nesterov) on embedding, head, norms, biases.
+        Muon's updates are scaled to AdamW's usual root mean square of 0.2 (Moonlight, arXiv 2502.16982), so that one
+        rate serves both.
       learning_rate: peak rate.
       schedule: shape after the warm-up; `cosine` and `linear` end at `final_ratio` of the peak.
       warmup_steps: linear warm-up from 0.
       final_ratio: last rate over peak rate.
-      b1, b2, eps, weight_decay: AdamW; decay touches matrices only.
+      b1, b2, eps, weight_decay: AdamW's; decay touches matrices only, under `muon` the blocks' only.
       clip_norm: global gradient norm above which gradients are scaled down, None for none.
     """
 
@@ -69,9 +70,8 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     rate = learning_rate(config, total_steps)
     if config.name == "muon":
         steps.append(optax.contrib.muon(
-            rate, eps=config.eps, weight_decay=config.weight_decay, adam_weight_decay=config.weight_decay,
-            weight_decay_mask=_matrices, adam_b1=config.b1, adam_b2=config.b2, consistent_rms=0.2,
-            muon_weight_dimension_numbers=_blocks_matrices))
+            rate, eps=config.eps, weight_decay=config.weight_decay, adam_b1=config.b1, adam_b2=config.b2,
+            consistent_rms=0.2, muon_weight_dimension_numbers=_blocks_matrices))
     else:
         steps.append(optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay,
                                  mask=_matrices))
@@ -80,13 +80,11 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
 
 def _blocks_matrices(params: Any) -> Any:
     """For each kernel of the stacked blocks which axes a matrix's rows and columns are; None elsewhere."""
-    from optax.contrib import MuonDimensionNumbers
-
     def one(path: Any, leaf: Any) -> Any:
         if path[0].key != "layers" or path[-1].key != "kernel":
             return None
         inputs = 2 if path[-2].key == "o" else 1  # attention's output sums over heads and head width
-        return MuonDimensionNumbers(tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, leaf.ndim)))
+        return optax.contrib.MuonDimensionNumbers(tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, leaf.ndim)))
 
     return jax.tree_util.tree_map_with_path(one, params)
 

@@ -50,7 +50,7 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *, seed:
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         out = {name: s / jnp.maximum(d, 1e-8) for name, (s, d) in metrics.items()}
-        out |= {"train/loss": loss / denominator, "train/grad_norm": optax.global_norm(grads)}
+        out |= {"train/loss": loss / denominator, "train/grad_norm": optax.tree.norm(grads)}
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), out
 
     return step

@@ -157,3 +157,8 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
     assert manifest["resumed_at"] == 4 and manifest["versions"]["jax"] and manifest["seeds"] == {"run": 0}
     assert (tmp_path / "whole/model/model.safetensors").is_file()
     assert list((tmp_path / "whole/tensorboard").iterdir())
+
+
+def test_a_run_draws_its_curve(tmp_path):
+    run(tmp_path / "r")
+    assert (tmp_path / "r/curve.png").read_bytes()[:4] == b"\x89PNG"
