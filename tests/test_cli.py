@@ -59,6 +59,18 @@ def test_bad_prompts(capsys, model, tmp_path):
     assert "nowhere.jsonl" in fails(capsys, *run, "--prompts", tmp_path / "nowhere.jsonl")
     (tmp_path / "p.jsonl").write_text('{"prompt": "one"}\nnot json\n')
     assert "p.jsonl:2" in fails(capsys, *run, "--prompts", tmp_path / "p.jsonl")
+    (tmp_path / "p.jsonl").write_text('{"prompt": 5}\n')
+    assert "p.jsonl:1" in fails(capsys, *run, "--prompts", tmp_path / "p.jsonl")
+    (tmp_path / "p.jsonl").write_text("\n")
+    assert "no prompts" in fails(capsys, *run, "--prompts", tmp_path / "p.jsonl")
+    (tmp_path / "p.jsonl").write_bytes(b"\xff\xfe")
+    assert "p.jsonl" in fails(capsys, *run, "--prompts", tmp_path / "p.jsonl")
+
+
+def test_a_report_that_cannot_be_written_is_named(capsys, model, tmp_path):
+    (tmp_path / "file").write_text("not a directory")
+    assert "file" in fails(capsys, "decode", "--model", model, "--prompt", "one", "gen_length=8", "--no-live",
+                           "--report", tmp_path / "file")
 
 
 def test_bad_models(capsys, model, tmp_path):

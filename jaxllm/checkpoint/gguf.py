@@ -26,7 +26,8 @@ _LAYER = {"attn_norm.weight": "input_layernorm.weight", "ffn_norm.weight": "post
           "ffn_gate.weight": "mlp.gate_proj.weight", "ffn_up.weight": "mlp.up_proj.weight",
           "ffn_down.weight": "mlp.down_proj.weight"}
 # How byte-level BPE splits text first, by the file's `tokenizer.ggml.pre`.
-_DIGITS_APART = ("smollm", "smaug-bpe", "starcoder", "refact", "command-r")
+_DIGITS_APART = ("smollm", "starcoder", "refact", "command-r")
+_PLAIN = ("default", "gpt-2")
 
 
 def smollm2_path() -> Path | None:
@@ -57,6 +58,9 @@ def load_gguf(path: str | Path, mesh: Mesh | None = None,
     if kind != "llama":
         raise ConfigError(f"{path}: general.architecture={kind!r} is not supported; supported: llama")
     tensors = {tensor.name: tensor for tensor in reader.tensors}
+    if "rope_freqs.weight" in tensors or _value(fields, "llama.rope.scaling.type", path, "none") != "none":
+        raise ConfigError(f"{path}: scaled rotary positions (rope_freqs.weight) are not supported in GGUF; "
+                          "use the model's Hugging Face directory")
     config = _config(fields, tensors, path)
     return place(config, _Dequantized(tensors, config), mesh, rules, str(path)), config, _tokenizer(fields, path)
 
@@ -68,8 +72,6 @@ class _Dequantized(Mapping):
         self._config = config
         self._tensors: dict[str, Any] = {}
         for name, tensor in tensors.items():
-            if name == "rope_freqs.weight":
-                continue
             layer, _, part = name.removeprefix("blk.").partition(".")
             theirs = f"model.layers.{layer}.{_LAYER[part]}" if part in _LAYER else _TOP.get(name, name)
             self._tensors[theirs] = tensor
@@ -126,7 +128,11 @@ def _tokenizer(fields: Mapping[str, Any], path: Path) -> Tokenizer:
     merges = [tuple(merge.split(" ", 1)) for merge in _value(fields, "tokenizer.ggml.merges", path)]
     tokenizer = Tokenizer(BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
     split: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
-    if _value(fields, "tokenizer.ggml.pre", path, "default") in _DIGITS_APART:
+    pre = _value(fields, "tokenizer.ggml.pre", path, "default")
+    if pre not in (*_DIGITS_APART, *_PLAIN):
+        raise ConfigError(f"{path}: tokenizer.ggml.pre={pre!r} is not supported; supported: "
+                          f"{', '.join((*_DIGITS_APART, *_PLAIN))}")
+    if pre in _DIGITS_APART:
         split.insert(0, pre_tokenizers.Digits(individual_digits=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)  # type: ignore[assignment]
     tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]

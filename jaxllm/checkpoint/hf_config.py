@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,7 +35,7 @@ def read_config(directory: str | Path) -> ModelConfig:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as err:
         raise ConfigError(f"{file}: cannot read the model's config ({err.strerror})") from None
-    except json.JSONDecodeError as err:
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
         raise ConfigError(f"{file}: not valid JSON ({err})") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{file}: expected a JSON object")
@@ -58,12 +59,28 @@ def config_from_huggingface(data: Mapping[str, Any], source: str = "config.json"
         return _llada(data, source) if kind == "llada" else _llama_like(data, FAMILIES[kind], source)
     except KeyError as err:
         raise ConfigError(f"{source}: missing key {err.args[0]!r} of model_type={kind!r}") from None
+    except (TypeError, ZeroDivisionError, AttributeError) as err:
+        raise ConfigError(f"{source}: a value of model_type={kind!r} has the wrong type or is zero ({err})") from None
     except ConfigError as err:
         raise ConfigError(str(err) if str(err).startswith(source) else f"{source}: {err}") from None
 
 
 def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
-    """Contents of a `config.json` that `transformers` (Llama, Qwen) or the model's own code reads."""
+    """Contents of a `config.json` that `transformers` (Llama, Qwen) or the model's own code reads.
+
+    Raises:
+      ConfigError: the family's format cannot say what the config says.
+    """
+    out = _contents(config)
+    read = dataclasses.asdict(config_from_huggingface(out, "model"))
+    for name, value in dataclasses.asdict(config).items():
+        if name not in ("remat", "activation_dtype") and read[name] != value:
+            raise ConfigError(f"model.{name}={value!r}: a checkpoint of family {config.family!r} reads back "
+                              f"{read[name]!r}; choose another model.family of {', '.join(FAMILIES.values())}")
+    return out
+
+
+def _contents(config: ModelConfig) -> dict[str, Any]:
     c = config
     ids = {"bos_token_id": c.bos_id, "eos_token_id": c.eos_id, "pad_token_id": c.pad_id}
     if c.mask_id is not None:
@@ -142,5 +159,7 @@ def _ids(data: Mapping[str, Any]) -> dict[str, Any]:
     for ours, theirs in (("mask_id", "mask_token_id"), ("eos_id", "eos_token_id"), ("pad_id", "pad_token_id"),
                          ("bos_id", "bos_token_id")):
         value = data.get(theirs)
-        ids[ours] = value[0] if isinstance(value, list) else value  # instruct models list several ends
+        if isinstance(value, list):  # instruct models list several ends
+            value = value[0] if value else None
+        ids[ours] = value
     return ids

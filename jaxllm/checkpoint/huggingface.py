@@ -37,8 +37,8 @@ def load_pretrained(
 ) -> tuple[api.Params, ModelConfig]:
     """Parameters and description of a LLaDA, Dream, Llama, Qwen2 or Qwen3 directory.
 
-    Files are mapped, not read whole: each device is handed its slice of each tensor, and the host
-    holds no more than that slice beside it.
+    Files are mapped, not read whole: each device is handed its slice of each leaf. Beside it the host
+    holds that slice alone, twice while its layers are stacked.
 
     Args:
       directory: holds `config.json` and `model.safetensors`, or shards and their index.
@@ -72,7 +72,7 @@ def place(config: ModelConfig, tensors: Mapping[str, Any], mesh: Mesh | None, ru
 
     def make(leaf: jax.ShapeDtypeStruct, sharding: Any, at: Stored) -> jax.Array:
         def part(index: Any) -> np.ndarray:
-            return at.read(tensors.__getitem__, index).astype(leaf.dtype)
+            return at.read(tensors.__getitem__, index).astype(leaf.dtype, copy=False)
 
         return jax.make_array_from_callback(leaf.shape, sharding, part)
 

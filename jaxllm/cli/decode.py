@@ -48,9 +48,14 @@ def run(args: argparse.Namespace) -> int:
 
     model_dir = Path(args.model) if args.model else shipped_model()
     params, model, tokenizer = open_model(model_dir, args.dtype, args.tensor)
-    encoded = [tokenizer.encode(wrap_chat(model_dir, t) if args.chat else t).ids for t in texts]
+    if args.chat:  # the template writes its own special tokens
+        encoded = [tokenizer.encode(t, add_special_tokens=False).ids for t in wrap_chat(model_dir, texts)]
+    else:
+        encoded = [tokenizer.encode(t).ids for t in texts]
     resolve(model, config)
     check_prompts(model, config, encoded)
+    if args.report:
+        args.report.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     console = Console()
     live = console.is_terminal and not args.no_live
     keys = jax.random.split(jax.random.key(args.seed), len(encoded))
@@ -84,17 +89,21 @@ def read_prompts(path: Path) -> list[str]:
     """The `prompt` of every line of a JSONL file."""
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as err:
-        raise ConfigError(f"{path}: cannot read prompts ({err.strerror})") from None
+    except (OSError, UnicodeDecodeError) as err:
+        raise ConfigError(f"{path}: cannot read prompts ({getattr(err, 'strerror', None) or err})") from None
     prompts = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             prompt = json.loads(line)["prompt"]
         except (json.JSONDecodeError, KeyError, TypeError):
-            raise ConfigError(f'{path}:{number}: expected an object such as {{"prompt": "text"}}') from None
+            prompt = None
+        if not isinstance(prompt, str):
+            raise ConfigError(f'{path}:{number}: expected an object such as {{"prompt": "text"}}')
         prompts.append(prompt)
+    if not prompts:
+        raise ConfigError(f"{path}: holds no prompts")
     return prompts
 
 
@@ -104,22 +113,23 @@ def shipped_model() -> Path:
 
 
 def open_model(directory: Path, dtype: str | None = None, tensor: int = 1) -> tuple[Any, Any, Any]:
-    """(params, ModelConfig, tokenizer) of a Hugging Face directory."""
+    """(params with unstacked layers, ModelConfig, tokenizer) of a Hugging Face directory."""
     import jax
 
     from jaxllm.checkpoint import load_pretrained
     from jaxllm.data import load_tokenizer
+    from jaxllm.diffusion import unstack
     from jaxllm.parallel import make_mesh
 
     if dtype is None and jax.default_backend() == "cpu":
         dtype = "float32"  # CPUs emulate half precision
     mesh = make_mesh(1, 1, tensor, devices=jax.devices()[:tensor])
     params, model = load_pretrained(directory, mesh=mesh, dtype=dtype)
-    return params, model, load_tokenizer(directory)
+    return unstack(params, model, donate=True), model, load_tokenizer(directory)
 
 
-def wrap_chat(directory: Path, text: str) -> str:
-    """`text` as the user's turn of the chat template in `directory`."""
+def wrap_chat(directory: Path, texts: list[str]) -> list[str]:
+    """Each text as the user's turn of the chat template in `directory`."""
     from transformers import PreTrainedTokenizerFast
 
     if not (directory / "tokenizer_config.json").is_file():
@@ -127,8 +137,8 @@ def wrap_chat(directory: Path, text: str) -> str:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
     if not tokenizer.chat_template:
         raise ConfigError(f"{directory}: the tokenizer has no chat template")
-    return str(tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
-                                             add_generation_prompt=True))
+    return [str(tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
+                                              add_generation_prompt=True)) for text in texts]
 
 
 @functools.cache

@@ -58,6 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as err:
         print(f"jaxllm: error: {' '.join(str(err).split())}", file=sys.stderr)
         return 2
+    except OSError as err:
+        if err.filename is None:  # not about a file that was named
+            raise
+        print(f"jaxllm: error: {err.filename}: {err.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("jaxllm: interrupted", file=sys.stderr)
         return 130

@@ -86,10 +86,11 @@ class _Rows:
         index = int(index)
         if index not in self._made:
             record = self._records[index]
+            prompt = self._tokenizer.encode(record["prompt"]).ids
+            response = self._tokenizer.encode(record["response"], add_special_tokens=False).ids
             self._made[index] = sft_row(
-                self._tokenizer.encode(record["prompt"]).ids, self._tokenizer.encode(record["response"]).ids,
-                length=self._config.length, response_length=self._config.response_length, eos_id=self._eos,
-                name=f"record {index}")
+                prompt, response, length=self._config.length, response_length=self._config.response_length,
+                eos_id=self._eos, name=f"record {index}")
         return self._made[index]
 
     def _packed(self):

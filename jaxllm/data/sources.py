@@ -66,13 +66,19 @@ def open_source(path: str | Path) -> Sequence[dict[str, Any]] | Source:
         raise ConfigError(f"data.path={str(path)!r}: expected .jsonl, .parquet or a datasets directory")
     if isinstance(records, datasets.DatasetDict):
         raise ConfigError(f"data.path={str(path)!r}: holds splits {sorted(records)}; name one of its folders")
-    _check_record({name: "" for name in records.column_names}, str(path))  # type: ignore[union-attr]
+    if len(records) == 0:
+        raise ConfigError(f"{path}: holds no records")
+    _check_record(records[0], f"{path}: record 0")
     return records  # type: ignore[return-value]
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as err:
+        raise ConfigError(f"{path}: not UTF-8 text ({err.reason})") from None
+    for number, line in enumerate(text.split("\n"), 1):  # other line ends may stand inside JSON strings
         if not line.strip():
             continue
         try:
@@ -80,6 +86,8 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as err:
             raise ConfigError(f"{path}:{number}: not valid JSON ({err})") from None
         _check_record(record, f"{path}:{number}")
+        if records and ("text" in record) != ("text" in records[0]):
+            raise ConfigError(f"{path}:{number}: text and prompt-response records are mixed; use one kind")
         records.append(record)
     if not records:
         raise ConfigError(f"{path}: holds no records")
@@ -90,3 +98,6 @@ def _check_record(record: Any, where: str) -> None:
     if not isinstance(record, dict) or not ("text" in record or {"prompt", "response"} <= record.keys()):
         found = sorted(record) if isinstance(record, dict) else type(record).__name__
         raise ConfigError(f"{where}: a record needs text, or prompt and response; found {found}")
+    for name in ("text",) if "text" in record else ("prompt", "response"):
+        if not isinstance(record[name], str):
+            raise ConfigError(f"{where}: {name} must be text, found {type(record[name]).__name__}")

@@ -17,6 +17,8 @@ import numpy as np
 
 from jaxllm.config import ConfigError, check, nearest
 
+MAX_EXAMPLES = 1_000_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Example:
@@ -88,14 +90,17 @@ class ReasoningGym:
         import reasoning_gym
 
         try:
-            # Items are made on access from seed + index, so the nominal size costs nothing.
-            self._dataset = reasoning_gym.create_dataset(name, seed=seed, size=2**31 - 1, **settings)
+            # Items are made on access from seed + index; a few generators also draw a list of `size` at once.
+            self._dataset = reasoning_gym.create_dataset(name, seed=seed, size=MAX_EXAMPLES, **settings)
         except ValueError as err:
             raise ConfigError(f"task.name=reasoning_gym/{name}: {err}") from None
 
     def example(self, index: int) -> Example:
         """Question and answer of item `index`."""
+        check(index < MAX_EXAMPLES, "data.size", index + 1, f"a task has {MAX_EXAMPLES} examples at most")
         entry = self._dataset[index]
+        if entry["answer"] is None:
+            raise ConfigError("task.name: this reasoning-gym generator states no answer to learn, only a scorer")
         return Example(prompt=entry["question"], response=str(entry["answer"]), entry=entry)
 
     def score(self, text: str, entry: dict[str, Any]) -> float:

@@ -24,12 +24,22 @@ class LayerCache(NamedTuple):
     v: jax.Array
 
 
-def unstack(params: Any, model: ModelConfig) -> Any:
-    """Parameters with `layers` as a tuple of L trees; does nothing to a tree that is so already."""
+def unstack(params: Any, model: ModelConfig, *, donate: bool = False) -> Any:
+    """Parameters with `layers` as a tuple of L trees; does nothing to a tree that is so already.
+
+    With `donate` each stacked leaf is freed once it is split, so that no second copy of the layers
+    exists; `params` is of no use afterwards.
+    """
     if isinstance(params["layers"], tuple):
         return params
-    layers = tuple(jax.tree.map(lambda a, i=i: a[i], params["layers"]) for i in range(model.num_layers))
-    return {**params, "layers": layers}
+    leaves, tree = jax.tree.flatten(params["layers"])
+    split = []
+    for leaf in leaves:
+        split.append([leaf[i] for i in range(model.num_layers)])
+        if donate:
+            jax.block_until_ready(split[-1])
+            leaf.delete()
+    return {**params, "layers": tuple(jax.tree.unflatten(tree, part) for part in zip(*split, strict=True))}
 
 
 def take_rows(x: jax.Array, positions: jax.Array) -> jax.Array:

@@ -89,7 +89,13 @@ def predictions(params: Any, config: ModelConfig, tokens: jax.Array, positions: 
                 segment_ids: jax.Array | None = None) -> jax.Array:
     """Float32 logits `[B, T, V]` in which row i predicts token i, also for models that shift by one."""
     logits = models.apply(params, config, tokens, positions=positions, segment_ids=segment_ids).logits
-    return jnp.concatenate([logits[:, :1], logits[:, :-1]], axis=1) if config.shift_logits else logits
+    if not config.shift_logits:
+        return logits
+    shifted = jnp.concatenate([logits[:, :1], logits[:, :-1]], axis=1)
+    if positions is None:
+        return shifted
+    # The first token of a packed document has only its own row; the one before belongs to another document.
+    return jnp.where((positions == 0)[..., None], logits, shifted)
 
 
 def masked_diffusion_loss(model: ModelConfig, config: MaskedDiffusionConfig):

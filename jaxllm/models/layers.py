@@ -123,13 +123,18 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> 
     """
     t = q.shape[2]
     if t <= QUERY_CHUNK:
-        return weighted_values(attention_weights(q, k, mask), v)
+        return _attend(q, k, v, mask)
     chunks = []
     for start in range(0, t, QUERY_CHUNK):
         rows = slice(start, min(start + QUERY_CHUNK, t))
         part = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
-        chunks.append(weighted_values(attention_weights(q[:, :, rows], k, part), v))
+        # Recomputed in the backward pass, which would keep every chunk's weights otherwise.
+        chunks.append(jax.checkpoint(_attend)(q[:, :, rows], k, v, part))
     return jnp.concatenate(chunks, axis=1)
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+    return weighted_values(attention_weights(q, k, mask), v)
 
 
 class Block(nn.Module):

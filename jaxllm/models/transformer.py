@@ -47,7 +47,8 @@ class _ScanBlock(Block):
 def _remat(config: ModelConfig):
     if config.remat == "none":
         return _ScanBlock
-    policy = jax.checkpoint_policies.checkpoint_dots if config.remat == "dots" else None
+    # Without the batched products of attention, whose [T, S] would outgrow everything else.
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
     return nn.remat(_ScanBlock, prevent_cse=False, policy=policy)
 
 

@@ -43,7 +43,7 @@ class TrainConfig:
       model: the transformer.
       stages: data stages in order.
       tokenizer: `tokenizer.json` or its directory; None builds a word-level one from the first
-        examples of the first stage.
+        examples of every stage's task.
       optimizer: AdamW and schedule, over all stages.
       validation: held-out data; None for no validation.
       accumulate: parts a batch is split into for gradient accumulation.

@@ -13,10 +13,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jaxllm import tracking
-from jaxllm.checkpoint import Checkpointer, save_pretrained
-from jaxllm.config import ConfigError
-from jaxllm.data import Loader, build_word_tokenizer, load_tokenizer, make_task
-from jaxllm.files import read_jsonl
+from jaxllm.checkpoint import Checkpointer, config_to_huggingface, save_pretrained
+from jaxllm.config import ConfigError, check, to_dict
+from jaxllm.data import Loader, build_word_tokenizer, load_tokenizer, make_task, special_id
+from jaxllm.data.tokenizer import SPECIAL_TOKENS
+from jaxllm.files import read_jsonl, write_json
 from jaxllm.models import ModelConfig
 from jaxllm.parallel import batch_sharding, make_mesh, replicated
 from jaxllm.studies import plot_curves
@@ -53,11 +54,14 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    tokenizer = run_tokenizer(config)
-    tokenizer.save(str(run_dir / "tokenizer.json"))
+    if config.export:
+        config_to_huggingface(config.model)  # a model that cannot be written is refused before the work, not after
+    saved = run_dir / "tokenizer.json"
+    tokenizer = run_tokenizer(config, saved if resume and saved.exists() else None)
     optimizer = make_optimizer(config.optimizer, config.total_steps)
     rate = learning_rate(config.optimizer, config.total_steps)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    _check_batches(config, mesh.shape["data"] * mesh.shape["fsdp"])
     layout = state_shardings(config.model, optimizer, mesh)
     checkpointer = Checkpointer(run_dir / "checkpoints", config.keep)
 
@@ -75,6 +79,7 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
     else:
         state, start = jax.jit(fresh, out_shardings=layout)(key), 0
 
+    tokenizer.save(str(saved))
     tracking.write_manifest(run_dir, config, seeds={"run": config.seed}, extra={"resumed_at": start})
     tracker = tracking.open_tracker(run_dir, resume_step=start if resume else None)
     step_fn = jit_step(make_step(objective.loss, optimizer, seed=config.seed + 1, accumulate=config.accumulate),
@@ -111,6 +116,9 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
     plot_curves(run_dir / "curve.png", read_jsonl(run_dir / "metrics.jsonl"), CURVES)
     if config.export:
         save_pretrained(state.params, config.model, run_dir / "model", tokenizer=tokenizer, overwrite=True)
+        held_out = config.validation
+        if held_out is not None and held_out.path is None:  # what benches and the quickstart ask the model
+            write_json(run_dir / "model" / "task.json", to_dict(held_out.task))
         log(f"wrote {run_dir / 'model'}")
     return state
 
@@ -126,19 +134,35 @@ def batches(config: TrainConfig, tokenizer: Tokenizer, start: int) -> Iterator[t
         first += stage.steps
 
 
-def run_tokenizer(config: TrainConfig) -> Tokenizer:
-    """The run's tokenizer; its vocabulary must fit the model's."""
-    if config.tokenizer is not None:
-        tokenizer = load_tokenizer(config.tokenizer)
+def run_tokenizer(config: TrainConfig, saved: Path | None = None) -> Tokenizer:
+    """The run's tokenizer, a resumed run's `saved` one first; its vocabulary must fit the model's."""
+    if saved is not None or config.tokenizer is not None:
+        tokenizer = load_tokenizer(saved or config.tokenizer)  # type: ignore[arg-type]
     else:
-        # The last stage has the widest range of texts.
-        task = make_task(config.stages[-1].data.task)
-        examples = [task.example(i) for i in range(TOKENIZER_EXAMPLES)]
+        for i, stage in enumerate(config.stages):
+            check(stage.data.path is None, "tokenizer", None,
+                  f"stages.{i}.data.path={stage.data.path!r} needs a tokenizer.json; only tasks can do without")
+        tasks = [make_task(stage.data.task) for stage in config.stages]
+        examples = [task.example(i) for task in tasks for i in range(TOKENIZER_EXAMPLES)]
         tokenizer = build_word_tokenizer(text for e in examples for text in (e.prompt, e.response))
+        for name, token in (("mask_id", SPECIAL_TOKENS[0]), ("eos_id", SPECIAL_TOKENS[1])):
+            mine, built = getattr(config.model, name), special_id(tokenizer, token)
+            check(mine in (None, built), f"model.{name}", mine, f"must be {built}, {token} of the tokenizer built here")
     size = tokenizer.get_vocab_size()
     if size > config.model.vocab_size:
         raise ConfigError(f"model.vocab_size={config.model.vocab_size}: the tokenizer has {size} tokens")
     return tokenizer
+
+
+def _check_batches(config: TrainConfig, ways: int) -> None:
+    """Every batch, and every part of it under accumulation, must split over the mesh's batch axes."""
+    named = [(f"stages.{i}.data.batch_size", s.data.batch_size, config.accumulate) for i, s in enumerate(config.stages)]
+    if config.validation is not None:
+        named.append(("validation.batch_size", config.validation.batch_size, 1))
+    for name, size, parts in named:
+        check(size % (ways * parts) == 0, name, size,
+              f"must be a multiple of {ways * parts} (mesh data x fsdp = {ways}" +
+              (f", accumulate = {parts})" if parts > 1 else ")"))
 
 
 def _loader(config: TrainConfig, data: Any, tokenizer: Tokenizer) -> Loader:
