@@ -60,6 +60,7 @@ def load(
             value = yaml.safe_load(text) if text else None
         except yaml.YAMLError:
             value = text
+        source = f"{source}, override {item}" if len(source) < 200 else source
         data = _merge(data, _nest(key.split("."), value))
     return build(cls, data, source)
 
@@ -134,8 +135,23 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(base)
     for key, value in top.items():
         old = out.get(key)
-        out[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            out[key] = _merge(old, value)
+        elif isinstance(old, (list, tuple)) and isinstance(value, Mapping):
+            out[key] = _merge_items(key, list(old), value)
+        else:
+            out[key] = value
     return out
+
+
+def _merge_items(name: str, items: list[Any], changes: Mapping[str, Any]) -> list[Any]:
+    """`items` with those changed that `stages.0.steps=10` and the like name by number."""
+    for number, value in changes.items():
+        if not number.isdigit() or int(number) >= len(items):
+            raise ConfigError(f"{name}.{number}: {name} holds {len(items)} items; write {name}.0 and up")
+        old = items[int(number)]
+        items[int(number)] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return items
 
 
 def _dataclass_in(annotation: Any) -> Any:

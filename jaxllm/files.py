@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from jaxllm.config import ConfigError
+
 
 @contextlib.contextmanager
 def aside(path: str | Path) -> Iterator[Path]:
@@ -33,6 +35,20 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, data: Any) -> None:
     """Write `data` as indented JSON, whole or not at all."""
     write_text(path, json.dumps(data, indent=1, default=str) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Contents of a JSON file.
+
+    Raises:
+      ConfigError: it cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as err:
+        raise ConfigError(f"{path}: cannot be read ({err.strerror})") from None
+    except ValueError as err:  # bad JSON, bad UTF-8
+        raise ConfigError(f"{path}: not valid JSON ({err})") from None
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:

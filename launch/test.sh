@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 setup=()
 for argument in "$@"; do
   case "$argument" in
-    -h|--help) sed -n '2,3p' "$0" | sed 's/^# //'; exit 0 ;;
+    -h|--help) sed -n '2,3p' launch/test.sh | sed 's/^# //'; exit 0 ;;
     --parity) setup=(--extra parity) ;;
   esac
 done

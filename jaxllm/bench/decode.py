@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,19 @@ from jaxllm.bench.torch_dual import TorchDual
 from jaxllm.config import ConfigError, load
 from jaxllm.data import make_task
 from jaxllm.data.tasks import Task, TaskConfig
-from jaxllm.diffusion import DecodeConfig, Result, advance, decode_prompts, forward_flops, pad_prompts, prepare
+from jaxllm.diffusion import (
+    DecodeConfig,
+    Result,
+    advance,
+    decode_prompts,
+    forward_flops,
+    open_model,
+    pad_prompts,
+    prepare,
+    shipped_model,
+    unstack,
+)
+from jaxllm.files import read_json
 from jaxllm.models import ModelConfig, init
 from jaxllm.tracking import environment
 
@@ -62,7 +73,7 @@ class Problems:
     @classmethod
     def load(cls, directory: Path, tokenizer: Any, count: int, **changes: Any) -> Problems:
         """The first `count` problems of `directory/task.json`, with changes to its settings."""
-        settings = {**json.loads((directory / "task.json").read_text()), **changes}
+        settings = {**read_json(directory / "task.json"), **changes}
         config = load(TaskConfig, None, (), settings)
         task = make_task(config)
         examples = [task.example(i) for i in range(count)]
@@ -151,25 +162,36 @@ def method_table(title: str, records: Mapping[str, Mapping[str, Any]]) -> Any:
 def _some_steps(params: Any, prompt: jax.Array, lengths: jax.Array, until: jax.Array, *, model: ModelConfig,
                 config: DecodeConfig):
     state = prepare(params, prompt, lengths, jax.random.key(0), model=model, config=config)
-    return advance(params, state, until, model=model, config=config).generation.record.committed
+    return advance(params, state, until, model=model, config=config).generation.record
 
 
-def seconds_of_steps(params: Any, model: ModelConfig, prompt: list[int], configs: Mapping[str, DecodeConfig],
-                     steps: int, repeats: int) -> dict[str, list[float]]:
-    """Raw seconds of the first `steps` steps of each config, prompt set-up included."""
+def measure_steps(params: Any, model: ModelConfig, prompt: list[int], configs: Mapping[str, DecodeConfig],
+                  steps: int, repeats: int) -> dict[str, dict[str, Any]]:
+    """Raw seconds and work of the first `steps` steps of each config, prompt set-up included."""
     padded, lengths = pad_prompts([prompt])
     arguments = jnp.asarray(padded), jnp.asarray(lengths), jnp.int32(steps)
-    return paired({name: functools.partial(_some_steps, params, *arguments, model=model, config=config)
-                   for name, config in configs.items()}, repeats)
+    sides = {name: functools.partial(_some_steps, params, *arguments, model=model, config=config)
+             for name, config in configs.items()}
+    seconds = paired(sides, repeats)
+    out = {}
+    for name, config in configs.items():
+        record = jax.tree.map(np.asarray, sides[name]())
+        made = int(record.steps[0])
+        tokens = int(record.committed[:made, 0].sum())
+        out[name] = {"settings": dataclasses.asdict(config), "prompt_tokens": len(prompt), "steps_timed": made,
+                     "seconds": seconds[name], "tokens": tokens,
+                     "tokens_per_s": tokens / float(np.median(seconds[name])),
+                     "forward_flops": forward_flops(record, 0, model, config, len(prompt))}
+    return out
 
 
 def dual_against_torch(params: Any, model: ModelConfig, directory: Path, problems: Problems, config: DecodeConfig,
-                       repeats: int) -> dict[str, Any] | None:
-    """Raw seconds of the dual cache here and in PyTorch at 1 and 2 threads, in turn; None without torch."""
+                       repeats: int) -> dict[str, Any]:
+    """Raw seconds of the dual cache here and in PyTorch at 1 and 2 threads, in turn; `missing` says why not."""
     try:
         peer = TorchDual(directory)
-    except ConfigError:
-        return None
+    except ConfigError as err:
+        return {"missing": str(err)}
     import torch  # pyright: ignore[reportMissingImports]
 
     encoded, passes = problems.encoded, {}
@@ -189,14 +211,13 @@ def dual_against_torch(params: Any, model: ModelConfig, directory: Path, problem
 
     sides = {"jaxllm": ours, **{f"torch_{t}": theirs(t) for t in (1, 2)}}
     seconds = paired(sides, repeats)
-    return {"seconds": seconds, "forward_passes": passes, "torch": torch.__version__}
+    return {"settings": dataclasses.asdict(config), "problems": len(encoded), "seconds": seconds,
+            "forward_passes": passes, "torch": torch.__version__}
 
 
 def bench(quick: bool, model_dir: Path | None = None, random_model: bool = True) -> dict[str, Any]:
     """All measurements, printed as they come; returns what `--json` writes."""
     from rich.console import Console
-
-    from jaxllm.cli.decode import open_model, shipped_model
 
     console = Console()
     directory = model_dir or shipped_model()
@@ -212,7 +233,7 @@ def bench(quick: bool, model_dir: Path | None = None, random_model: bool = True)
         if quick:
             configs.pop("prefix")
         records = measure(params, model, tokenizer, problems, configs, repeats, limit=2 if quick else 8)
-        timed = seconds_of_steps(params, model, problems.encoded[0], one, ONE_TOKEN_TIMED_STEPS, repeats)
+        timed = measure_steps(params, model, problems.encoded[0], one, ONE_TOKEN_TIMED_STEPS, repeats)
         console.print(method_table(f"generation length {length}", records))
         scored = {name: exact_match(params, model, tokenizer, problems, configs[name], batch_size=8)
                   for name in (("full", "elastic") if quick else configs)}
@@ -220,16 +241,15 @@ def bench(quick: bool, model_dir: Path | None = None, random_model: bool = True)
             console.print(f"  {name}: {sum(found['right'])} of {found['problems']} right")
         out["shipped"][str(length)] = {
             "methods": {n: {k: v for k, v in r.items() if k != "results"} for n, r in records.items()},
-            "one_token": {"seconds": timed["one_token"], "steps_timed": ONE_TOKEN_TIMED_STEPS,
-                          "extrapolated_to_steps": length},
+            "one_token": {**timed["one_token"], "extrapolated_to_steps": length},
             "exact_match": scored}
         if length == 512:
             problems.encoded[:] = problems.encoded[:2 if quick else 8]
             out["dual_against_torch"] = dual_against_torch(params, model, directory, problems, configs["dual"], repeats)
     out["ratios"] = ratios(out)
     out["notes"] = [f"one_token is extrapolated from its first {ONE_TOKEN_TIMED_STEPS} steps"]
-    if out["dual_against_torch"] is None:
-        out["notes"].append("dual_vs_torch_dual needs torch: launch/setup.sh --extra parity")
+    if "missing" in out["dual_against_torch"]:
+        out["notes"].append(f"dual_vs_torch_dual not measured: {out['dual_against_torch']['missing']}")
     for name, value in out["ratios"].items():
         console.print(f"{name}: {'not measured' if value is None else f'{value:.3g}'}")
     if random_model:
@@ -246,7 +266,7 @@ def ratios(out: Mapping[str, Any]) -> dict[str, float | None]:
     one_token = float(np.median(top["one_token"]["seconds"])) * 512 / ONE_TOKEN_TIMED_STEPS / answer
     peer = out["dual_against_torch"]
     torch_ratio = None
-    if peer is not None:
+    if "seconds" in peer:
         median = {name: float(np.median(s)) for name, s in peer["seconds"].items()}
         torch_ratio = min(median["torch_1"], median["torch_2"]) / median["jaxllm"]
     return {
@@ -260,16 +280,19 @@ def ratios(out: Mapping[str, Any]) -> dict[str, float | None]:
 
 
 def _random(console: Any) -> dict[str, Any]:
-    """Seconds a step of every method on a 100M-parameter random model, whose commits mean nothing."""
+    """Every method's first steps on a 100M-parameter random model: its commits mean nothing, its cost is real."""
     from jaxllm.models.presets import preset
+    from jaxllm.studies import table
 
     model = preset("llada-100m")
-    params = init(model, jax.random.key(0))
+    params = unstack(init(model, jax.random.key(0)), model, donate=True)
     prompt = np.random.default_rng(0).integers(0, 1000, 100).tolist()
-    out: dict[str, Any] = {"steps_timed": ONE_TOKEN_TIMED_STEPS}
+    out: dict[str, Any] = {"note": "random weights commit about one token a step under the threshold and solve nothing"}
     for length in (128, 256, 512):
-        timed = seconds_of_steps(params, model, prompt, method_configs(length), ONE_TOKEN_TIMED_STEPS, 2)
+        timed = measure_steps(params, model, prompt, method_configs(length), ONE_TOKEN_TIMED_STEPS, 2)
         out[str(length)] = timed
-        each = {n: round(min(s) / ONE_TOKEN_TIMED_STEPS, 4) for n, s in timed.items()}
-        console.print(f"100M random, generation length {length}: seconds a step {each}")
+        rows = [[n, float(np.median(t["seconds"])) / t["steps_timed"], t["tokens_per_s"],
+                 t["forward_flops"] / t["steps_timed"] / 1e9] for n, t in timed.items()]
+        console.print(table(f"100M random parameters, generation length {length}, first {ONE_TOKEN_TIMED_STEPS} steps",
+                            ["method", "seconds a step", "tokens/s", "GFLOP a step"], rows))
     return out

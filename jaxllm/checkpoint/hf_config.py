@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxllm.config import ConfigError
+from jaxllm.files import read_json
 from jaxllm.models import ModelConfig
 from jaxllm.models.config import RopeScaling
 
@@ -31,12 +31,7 @@ def read_config(directory: str | Path) -> ModelConfig:
       ConfigError: no such file, not JSON, or an architecture that is not supported.
     """
     file = Path(directory) / "config.json"
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as err:
-        raise ConfigError(f"{file}: cannot read the model's config ({err.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as err:
-        raise ConfigError(f"{file}: not valid JSON ({err})") from None
+    data = read_json(file)
     if not isinstance(data, dict):
         raise ConfigError(f"{file}: expected a JSON object")
     return config_from_huggingface(data, str(file))

@@ -17,25 +17,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, help="file for settings, raw seconds and ratios")
     parser.add_argument("--model", type=Path, help="model directory with a task.json; the shipped one by default")
     parser.add_argument("--no-random", action="store_true", help="decode: leave out the 100M-parameter random model")
-    parser.add_argument("--out", type=Path, default=Path("exact_match"), help="exact_match: directory, resumed from")
-    parser.add_argument("--gen-length", type=int, default=256, choices=(128, 256, 512), help="exact_match: tokens")
+    parser.add_argument("--out", type=Path, help="exact_match: directory, resumed from; exact_match by default, "
+                                                 "exact_match-quick with --quick")
+    parser.add_argument("--gen-length", type=int, choices=(128, 256, 512), help="exact_match: tokens; 256 by default")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
+    if args.name not in BENCHES:
+        raise ConfigError(f"bench {args.name!r} is unknown; {nearest(args.name, BENCHES)}")
+    for flag, of in (("no_random", "decode"), ("out", "exact_match"), ("gen_length", "exact_match")):
+        if getattr(args, flag) and args.name != of:
+            raise ConfigError(f"--{flag.replace('_', '-')}: only bench {of} takes it, not {args.name}")
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
     from jaxllm.files import write_json
 
     if args.name == "decode":
         from jaxllm.bench.decode import bench
 
         results = bench(quick=args.quick, model_dir=args.model, random_model=not args.quick and not args.no_random)
-    elif args.name == "exact_match":
+    else:
         from jaxllm.bench.exact_match import study
 
-        results = study(args.out, args.model, seeds=1 if args.quick else 4,
-                        problems_per_seed=10 if args.quick else 50, gen_length=args.gen_length)
-    else:
-        raise ConfigError(f"bench {args.name!r} is unknown; {nearest(args.name, BENCHES)}")
+        out = args.out or Path("exact_match-quick" if args.quick else "exact_match")
+        results = study(out, args.model, seeds=1 if args.quick else 4, problems_per_seed=10 if args.quick else 50,
+                        gen_length=args.gen_length or 256)
     if args.json:
         write_json(args.json, results)
         print(f"wrote {args.json}")

@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     import jax
     from rich.console import Console
 
+    from jaxllm.diffusion import open_model, shipped_model
     from jaxllm.diffusion.config import check_prompts, resolve
 
     model_dir = Path(args.model) if args.model else shipped_model()
@@ -105,27 +106,6 @@ def read_prompts(path: Path) -> list[str]:
     if not prompts:
         raise ConfigError(f"{path}: holds no prompts")
     return prompts
-
-
-def shipped_model() -> Path:
-    """Directory of the model in the package."""
-    return Path(__file__).parents[1] / "assets" / "game-of-life"
-
-
-def open_model(directory: Path, dtype: str | None = None, tensor: int = 1) -> tuple[Any, Any, Any]:
-    """(params with unstacked layers, ModelConfig, tokenizer) of a Hugging Face directory."""
-    import jax
-
-    from jaxllm.checkpoint import load_pretrained
-    from jaxllm.data import load_tokenizer
-    from jaxllm.diffusion import unstack
-    from jaxllm.parallel import make_mesh
-
-    if dtype is None and jax.default_backend() == "cpu":
-        dtype = "float32"  # CPUs emulate half precision
-    mesh = make_mesh(1, 1, tensor, devices=jax.devices()[:tensor])
-    params, model = load_pretrained(directory, mesh=mesh, dtype=dtype)
-    return unstack(params, model, donate=True), model, load_tokenizer(directory)
 
 
 def wrap_chat(directory: Path, texts: list[str]) -> list[str]:

@@ -17,10 +17,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Decode the problems by every method, print the table, save the picture."""
     check(args.count >= 1, "--count", args.count, "must be at least 1")
+    args.out.mkdir(parents=True, exist_ok=True)
     from rich.console import Console
 
     from jaxllm.bench.decode import Problems, measure, method_configs, method_table
-    from jaxllm.cli.decode import decode_live, fill_in, open_model, shipped_model
+    from jaxllm.cli.decode import decode_live, fill_in
+    from jaxllm.diffusion import open_model, shipped_model
     from jaxllm.diffusion.report import heat_map, step_lines, write_jsonl
 
     console = Console()

@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; the config's model decides the objective."""
-    causal = bool((read_yaml(args.config).get("model") or {}).get("causal", False))
+    model = read_yaml(args.config).get("model")
+    causal = isinstance(model, dict) and bool(model.get("causal", False))  # other mistakes are named below
     causal = next((o.split("=", 1)[1].strip().lower() == "true" for o in args.overrides
                    if o.startswith("model.causal=")), causal)
     run_dir = args.run_dir or Path("runs") / Path(args.config).stem

@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from jaxllm.config import ConfigError
+from jaxllm.files import read_json
 
 SPECIAL_TOKENS = ("<|mask|>", "<|endoftext|>", "<|unk|>")
 
@@ -21,11 +22,15 @@ PIECES = r"\[*\d+[\],:.]*|[A-Za-z]+|[^\sA-Za-z\d]"
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """The tokenizer of a model directory or a `tokenizer.json` file.
 
+    A directory without one may hold `vocab.json` and `merges.txt` (Dream, older Qwen2).
+
     Raises:
       ConfigError: there is no such file, or it is not a tokenizer.
     """
     file = Path(path)
     if file.is_dir():
+        if not (file / "tokenizer.json").is_file() and (file / "vocab.json").is_file():
+            return _byte_level_bpe(file)
         file = file / "tokenizer.json"
     if not file.is_file():
         raise ConfigError(f"{file}: missing tokenizer; put the model's tokenizer.json there")
@@ -33,6 +38,36 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return Tokenizer.from_file(str(file))
     except Exception as err:  # the library raises bare Exception
         raise ConfigError(f"{file}: not a tokenizer.json ({err})") from None
+
+
+# Qwen2's first split: contractions, words, single digits, signs, line ends, spaces.
+_QWEN2_PIECES = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+                 r"|\s+(?!\S)|\s+")
+
+
+def _byte_level_bpe(directory: Path) -> Tokenizer:
+    """Qwen2's byte-level BPE from `vocab.json`, `merges.txt` and, if there, `added_tokens.json`."""
+    kind = read_json(directory / "config.json").get("model_type") if (directory / "config.json").is_file() else None
+    if kind not in ("Dream", "qwen2", "qwen3"):
+        raise ConfigError(f"{directory / 'tokenizer.json'}: missing tokenizer; vocab.json alone is read for Dream and "
+                          f"Qwen, not for model_type={kind!r}")
+    try:
+        tokenizer = Tokenizer(models.BPE.from_file(str(directory / "vocab.json"), str(directory / "merges.txt")))
+    except Exception as err:  # the library raises bare Exception
+        raise ConfigError(f"{directory}: vocab.json and merges.txt are not a BPE tokenizer ({err})") from None
+    tokenizer.normalizer = normalizers.NFC()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([  # type: ignore[assignment]
+        pre_tokenizers.Split(Regex(_QWEN2_PIECES), behavior="isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    if (directory / "added_tokens.json").is_file():
+        added = read_json(directory / "added_tokens.json")
+        for token, number in sorted(added.items(), key=lambda item: item[1]):
+            tokenizer.add_special_tokens([token])
+            if tokenizer.token_to_id(token) != number:
+                raise ConfigError(f"{directory / 'added_tokens.json'}: {token!r} should have id {number}, but "
+                                  f"vocab.json puts it at {tokenizer.token_to_id(token)}")
+    return tokenizer
 
 
 def build_word_tokenizer(texts: Iterable[str]) -> Tokenizer:

@@ -30,7 +30,7 @@ def test_agrees_with_ours_on_the_shipped_model():
     pytest.importorskip("torch", reason="needs torch: launch/setup.sh --extra parity")
     from jaxllm.bench.decode import Problems
     from jaxllm.bench.torch_dual import TorchDual
-    from jaxllm.cli.decode import open_model, shipped_model
+    from jaxllm.diffusion import open_model, shipped_model
 
     params, model, tokenizer = open_model(shipped_model())
     problems = Problems.load(shipped_model(), tokenizer, 3)

@@ -1,0 +1,58 @@
+"""Tokenizers: slow-format directories against transformers' own tokenizer, and errors that name the file."""
+
+import json
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+from jaxllm.config import ConfigError
+from jaxllm.data import load_tokenizer
+
+TEXTS = ["Hello, world! It's 2024's\n\n  third   test: naïve café  ", "<|mask|>x<|im_end|>",
+         "def f(x):\n\treturn x+12\n", "Cafe\u0301 \u4f60\u597d  end "]
+ADDED = ("<|endoftext|>", "<|im_end|>", "<|mask|>")
+
+
+@pytest.fixture
+def slow(tmp_path):
+    """A directory as Dream publishes it: vocab.json, merges.txt, added_tokens.json."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.train_from_iterator(TEXTS * 3, trainers.BpeTrainer(
+        vocab_size=320, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    bpe.model.save(str(tmp_path))
+    first = bpe.get_vocab_size()
+    (tmp_path / "added_tokens.json").write_text(json.dumps({t: first + i for i, t in enumerate(ADDED)}))
+    (tmp_path / "config.json").write_text('{"model_type": "Dream"}')
+    return tmp_path
+
+
+def test_slow_directory_gives_the_ids_of_transformers(slow):
+    from transformers import AddedToken, Qwen2Tokenizer
+
+    vocab = json.loads((slow / "vocab.json").read_text())
+    lines = (slow / "merges.txt").read_text().splitlines()
+    merges = [tuple(line.split()) for line in lines if not line.startswith("#")]
+    theirs = Qwen2Tokenizer(vocab=vocab, merges=merges, unk_token=None)
+    theirs.add_tokens([AddedToken(t, special=True, normalized=False) for t in ADDED])
+    ours = load_tokenizer(slow)
+    for text in TEXTS:
+        assert ours.encode(text).ids == theirs(text)["input_ids"]
+    plain = TEXTS[0]
+    assert ours.decode(ours.encode(plain).ids) == plain
+
+
+def test_errors_name_the_file(slow, tmp_path):
+    (slow / "config.json").write_text('{"model_type": "llada"}')
+    with pytest.raises(ConfigError, match=r"tokenizer.json: missing tokenizer.*'llada'"):
+        load_tokenizer(slow)
+    (slow / "config.json").write_text('{"model_type": "Dream"}')
+    (slow / "added_tokens.json").write_text('{"<|mask|>": 7}')
+    with pytest.raises(ConfigError, match="added_tokens.json.*should have id 7"):
+        load_tokenizer(slow)
+    (slow / "merges.txt").unlink()
+    with pytest.raises(ConfigError, match="merges.txt"):
+        load_tokenizer(slow)
+    (slow / "tokenizer.json").write_text("{}")
+    with pytest.raises(ConfigError, match="not a tokenizer.json"):
+        load_tokenizer(slow)
