@@ -47,6 +47,12 @@ def load(
     Raises:
       ConfigError: unreadable file, unknown key, wrong type, or a failed range check.
     """
+    return build(cls, *settings(path, overrides, defaults))
+
+
+def settings(path: str | Path | None, overrides: Iterable[str] = (),
+             defaults: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], str]:
+    """What `load` builds from: the merged nested mapping, not checked yet, and where it came from."""
     data: dict[str, Any] = dict(defaults or {})
     source = "defaults"
     if path is not None:
@@ -62,7 +68,7 @@ def load(
             value = text
         source = f"{source}, override {item}" if len(source) < 200 else source
         data = _merge(data, _nest(key.split("."), value))
-    return build(cls, data, source)
+    return data, source
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from jaxllm.config import load, read_yaml
+from jaxllm.config import load, settings, to_dict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,24 +19,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; the config's model decides the objective."""
-    model = read_yaml(args.config).get("model")
-    causal = isinstance(model, dict) and bool(model.get("causal", False))  # other mistakes are named below
-    causal = next((o.split("=", 1)[1].strip().lower() == "true" for o in args.overrides
-                   if o.startswith("model.causal=")), causal)
+    from jaxllm.training import train
+
     run_dir = args.run_dir or Path("runs") / Path(args.config).stem
-    if causal:
-        from jaxllm.training import TrainConfig, causal_objective, train
-
-        config = load(TrainConfig, args.config, args.overrides)
-        train(config, causal_objective(config.model), run_dir, resume=args.resume)
-    else:
-        from jaxllm.diffusion import DiffusionTrainConfig, diffusion_objective
-        from jaxllm.training import train
-
-        config = load(DiffusionTrainConfig, args.config, args.overrides)
-        train(config, diffusion_objective(config), run_dir, resume=args.resume)
+    config, objective = open_config(args.config, args.overrides)
+    train(config, objective, run_dir, resume=args.resume)
     summarize_run(run_dir)
     return 0
+
+
+def open_config(path: str, overrides: list[str]) -> tuple[Any, Any]:
+    """The typed config and the objective that fits its model: causal, or masked diffusion."""
+    from jaxllm.checkpoint import read_config
+    from jaxllm.diffusion import DiffusionTrainConfig, diffusion_objective
+    from jaxllm.training import TrainConfig, causal_objective
+
+    source = settings(path, overrides)[0].get("init_from")
+    defaults = {} if source is None else {"model": to_dict(read_config(source))}
+    model = settings(path, overrides, defaults)[0].get("model")
+    if isinstance(model, dict) and model.get("causal") is True:
+        config = load(TrainConfig, path, overrides, defaults)
+        return config, causal_objective(config.model)
+    config = load(DiffusionTrainConfig, path, overrides, defaults)
+    return config, diffusion_objective(config)
 
 
 def summarize_run(run_dir: Path) -> None:

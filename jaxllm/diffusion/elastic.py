@@ -35,10 +35,13 @@ from jaxllm.models.layers import attend, attention_weights, weighted_values
 
 
 class LayerState(NamedTuple):
-    """What one layer last saw of every slot: its input x `[B, N, D]`, q `[B, H, N, K]`, k and v `[B, G, N, K]`."""
+    """What one layer last saw of every slot: its input x `[B, N, D]`, k and v `[B, G, N, K]`.
+
+    No queries: those of the few tracked rows are projected again from x, which the released code's fourth
+    cache holds for every row.
+    """
 
     x: jax.Array
-    q: jax.Array
     k: jax.Array
     v: jax.Array
 
@@ -69,7 +72,7 @@ def begin(params: Any, model: ModelConfig, config: DecodeConfig, generation: Gen
     x, cache, probes = api.embed(params, model, g.tokens), [], []
     for layer in params["layers"]:
         q, k, v = api.project(layer, model, x, tables)
-        cache.append(LayerState(x, q, k, v))
+        cache.append(LayerState(x, k, v))
         probes.append(_probe(attention_weights(take_heads(q, window), k, mask), window, g.decoded, config))
         x = api.finish(layer, model, x, attend(q, k, v, mask))
     candidates = window[:, :config.max_candidates]
@@ -96,17 +99,19 @@ def step(params: Any, model: ModelConfig, config: DecodeConfig, state: ElasticSt
     outputs = slice(ends[2], ends[3]) if model.shift_logits else slice(ends[1], ends[1] + candidates.shape[1])
 
     tables, mask = all_tables(model, n), valid[:, None, None, :]
-    near = row_tables(tables, query)
+    # Behind the query rows, the tracked rows once more with what they were when last computed.
+    count = query.shape[1]
+    near = row_tables(tables, jnp.concatenate([query, track], axis=1))
     tracked, keys = track < n, jnp.sum(valid, axis=1)
     x = api.embed(params, model, take_rows(g.tokens, query))
     rest = jnp.zeros((*g.tokens.shape, model.d_model), x.dtype)  # all rows, once past the boundary
     boundary = jnp.full(g.lengths.shape, depth, jnp.int32)
     cache, probes, similarity = [], [], []
     for index, (layer, old) in enumerate(zip(params["layers"], state.cache, strict=True)):
-        q, k, v = api.project(layer, model, x, near)
-        past = attention_weights(take_heads(old.q, track), old.k, mask)
-        new = LayerState(merge(old.x, x, source, 1), merge(old.q, q, source, 2), merge(old.k, k, source, 2),
-                         merge(old.v, v, source, 2))
+        q, k, v = api.project(layer, model, jnp.concatenate([x, take_rows(old.x, track)], axis=1), near)
+        past = attention_weights(q[:, :, count:], old.k, mask)
+        q, k, v = q[:, :, :count], k[:, :, :count], v[:, :, :count]
+        new = LayerState(merge(old.x, x, source, 1), merge(old.k, k, source, 2), merge(old.v, v, source, 2))
         if index > 0:
             new, rest = lax.cond(jnp.any(boundary <= index), _refresh(params, model, index, tables, mask),
                                  lambda boundary, new, rest: (new, rest), boundary, new, rest)
@@ -172,7 +177,7 @@ def _refresh(params: Any, model: ModelConfig, index: int, tables: Tables, mask: 
         x = jnp.where((boundary < index)[:, None, None], rest, new.x)
         q, k, v = api.project(layer, model, x, tables)
         asked = (boundary <= index)[:, None, None, None]
-        new = LayerState(x, jnp.where(asked, q, new.q), jnp.where(asked, k, new.k), jnp.where(asked, v, new.v))
+        new = LayerState(x, jnp.where(asked, k, new.k), jnp.where(asked, v, new.v))
         if index == model.num_layers - 1:  # nothing above reads the other rows
             return new, rest
         return new, api.finish(layer, model, x, attend(q, new.k, new.v, mask))

@@ -42,9 +42,11 @@ class TrainConfig:
     Attributes:
       model: the transformer.
       stages: data stages in order.
-      tokenizer: `tokenizer.json` or its directory; None builds a word-level one from the first
-        examples of every stage's task.
-      optimizer: AdamW and schedule, over all stages.
+      init_from: Hugging Face directory whose weights the run starts from; None for random ones. On the
+        command line its `config.json` fills in what `model` leaves out.
+      tokenizer: `tokenizer.json` or its directory; None takes that of `init_from`, and without one
+        builds a word-level one from the first examples of every stage's task.
+      optimizer: optimiser and schedule, over all stages.
       validation: held-out data; None for no validation.
       accumulate: parts a batch is split into for gradient accumulation.
       log_every, validate_every, save_every: in optimiser steps; save_every=0 saves at the end only.
@@ -56,6 +58,7 @@ class TrainConfig:
 
     model: ModelConfig
     stages: tuple[Stage, ...]
+    init_from: str | None = None
     tokenizer: str | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
+from jax.sharding import Mesh
 from tokenizers import Tokenizer
 
 from jaxllm import tracking
-from jaxllm.checkpoint import Checkpointer, config_to_huggingface, save_pretrained
+from jaxllm.checkpoint import Checkpointer, config_to_huggingface, load_pretrained, save_pretrained
 from jaxllm.config import ConfigError, check, to_dict
 from jaxllm.data import Loader, build_word_tokenizer, load_tokenizer, make_task, special_id
 from jaxllm.data.tokenizer import SPECIAL_TOKENS
@@ -76,6 +79,8 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
     elif start is not None:
         raise ConfigError(f"{run_dir}: already holds checkpoints up to step {start}; "
                           "pass --resume or another directory")
+    elif config.init_from is not None:
+        state, start = _from_pretrained(config, optimizer, mesh, layout), 0
     else:
         state, start = jax.jit(fresh, out_shardings=layout)(key), 0
 
@@ -136,8 +141,8 @@ def batches(config: TrainConfig, tokenizer: Tokenizer, start: int) -> Iterator[t
 
 def run_tokenizer(config: TrainConfig, saved: Path | None = None) -> Tokenizer:
     """The run's tokenizer, a resumed run's `saved` one first; its vocabulary must fit the model's."""
-    if saved is not None or config.tokenizer is not None:
-        tokenizer = load_tokenizer(saved or config.tokenizer)  # type: ignore[arg-type]
+    if (given := saved or config.tokenizer or config.init_from) is not None:
+        tokenizer = load_tokenizer(given)
     else:
         for i, stage in enumerate(config.stages):
             check(stage.data.path is None, "tokenizer", None,
@@ -152,6 +157,22 @@ def run_tokenizer(config: TrainConfig, saved: Path | None = None) -> Tokenizer:
     if size > config.model.vocab_size:
         raise ConfigError(f"model.vocab_size={config.model.vocab_size}: the tokenizer has {size} tokens")
     return tokenizer
+
+
+def _from_pretrained(config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh,
+                     layout: TrainState) -> TrainState:
+    """The state before the first step of a run that goes on from a checkpoint's weights."""
+    assert config.init_from is not None
+    params, found = load_pretrained(config.init_from, mesh=mesh, dtype=config.model.weight_dtype)
+    mine = to_dict(config.model)
+    for name, value in to_dict(found).items():
+        check(name in ("weight_dtype", "activation_dtype", "remat") or mine[name] == value, f"model.{name}",
+              mine[name], f"the checkpoint {config.init_from} has {value!r}; leave it out of the config")
+
+    def start(params: Any) -> TrainState:
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+    return jax.jit(start, out_shardings=layout, donate_argnums=0)(params)
 
 
 def _check_batches(config: TrainConfig, ways: int) -> None:

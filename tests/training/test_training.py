@@ -162,3 +162,61 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
 def test_a_run_draws_its_curve(tmp_path):
     run(tmp_path / "r")
     assert (tmp_path / "r/curve.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_run_that_cannot_work_is_refused_at_once(tmp_path):
+    with pytest.raises(ConfigError, match=r"stages.0.data.batch_size=12: must be a multiple of 8 \(mesh data x fsdp"):
+        run(tmp_path / "a", stages=[{"steps": 1, "data": {**RUN["stages"][0]["data"], "batch_size": 12}}])
+    (tmp_path / "x.jsonl").write_text('{"text": "mine"}\n')
+    with pytest.raises(ConfigError, match=r"tokenizer=None: stages.0.data.path=.*x.jsonl' needs a tokenizer.json"):
+        run(tmp_path / "b", stages=[{"steps": 1, "data": {"path": str(tmp_path / "x.jsonl"), "batch_size": 8}}])
+    with pytest.raises(ConfigError, match="model.qk_norm=True: a checkpoint of family 'llada' reads back False"):
+        run(tmp_path / "c", model={**RUN["model"], "qk_norm": True})
+    with pytest.raises(ConfigError, match="model.mask_id=3: must be 0"):
+        run(tmp_path / "d", model={**RUN["model"], "mask_id": 3})
+
+
+def test_the_tokenizer_knows_the_words_of_every_stage(tmp_path):
+    from jaxllm.data import load_tokenizer
+
+    run(tmp_path / "r")
+    tokenizer = load_tokenizer(tmp_path / "r/model")
+    for steps in (1, 2):
+        assert "<|unk|>" not in tokenizer.encode(f"after {steps} steps").tokens
+    assert json.loads((tmp_path / "r/model/task.json").read_text())["seed"] == 1_900_000_000
+
+
+def test_shifted_predictions_stay_in_their_document():
+    from jaxllm.diffusion.objective import predictions
+
+    model = ModelConfig(**{**MODEL.__dict__, "causal": False, "shift_logits": True, "family": "dream"})
+    params, tokens = init(model, jax.random.key(0)), batch(rows=1, length=9).tokens
+    positions = np.array([[*range(5), *range(4)]], np.int32)
+    segments = np.array([[1] * 5 + [2] * 4], np.int32)
+    packed = predictions(params, model, tokens, positions, segments)
+    for part in (slice(0, 5), slice(5, 9)):
+        alone = predictions(params, model, tokens[:, part])
+        np.testing.assert_allclose(packed[:, part], alone, atol=1e-5)
+
+
+def test_a_run_starts_from_a_checkpoint(tmp_path, capsys):
+    import yaml
+
+    from jaxllm.checkpoint import load_pretrained
+    from jaxllm.cli import main
+
+    run(tmp_path / "first")
+    first, _ = load_pretrained(tmp_path / "first/model")
+    text = {k: v for k, v in RUN.items() if k != "model"}
+    # A rate of next to nothing: what comes out is what went in.
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump({
+        **text, "init_from": str(tmp_path / "first/model"),
+        "optimizer": {"learning_rate": 1e-12, "weight_decay": 0.0, "warmup_steps": 0}}))
+    assert main(["train", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "second")]) == 0
+    assert "validation/nll_per_token" in capsys.readouterr().out
+    second, _ = load_pretrained(tmp_path / "second/model")
+    close(second, first, atol=1e-7)
+    for name in ("tokenizer.json", "config.json"):
+        assert (tmp_path / "second/model" / name).read_text() == (tmp_path / "first/model" / name).read_text()
+    assert main(["train", str(tmp_path / "c.yaml"), "--run-dir", str(tmp_path / "third"), "model.d_mlp=32"]) == 2
+    assert "model.d_mlp=32" in capsys.readouterr().err
