@@ -29,6 +29,10 @@ class MaskedDiffusionConfig:
       block_share: share of rows masked block-wise, 0 for LLaDA's objective alone.
       block_length: tokens of the partly masked window of such a row.
       whole_share: share of block-wise rows whose window is masked whole.
+      cut_share: share of rows that end at a random place right of their last learned token, so that
+        predictions do not come to hang on how many masks follow (LLaDA trains on random lengths too).
+      frozen_share: share of rows in which known tokens see nothing to their right, so that the keys and
+        values which caching decoders keep stay what they were when a token was committed.
       stratified: spread t over the batch evenly instead of drawing each row's alone (same mean, less
         variance).
     """
@@ -37,12 +41,15 @@ class MaskedDiffusionConfig:
     block_share: float = 0.0
     block_length: int = 32
     whole_share: float = 0.25
+    cut_share: float = 0.0
+    frozen_share: float = 0.0
     stratified: bool = True
 
     def __post_init__(self) -> None:
         check(0 < self.min_ratio < 1, "objective.min_ratio", self.min_ratio, "must lie in (0, 1)")
         check(0 <= self.block_share <= 1, "objective.block_share", self.block_share, "must lie in [0, 1]")
-        check(0 <= self.whole_share <= 1, "objective.whole_share", self.whole_share, "must lie in [0, 1]")
+        for name in ("whole_share", "cut_share", "frozen_share"):
+            check(0 <= getattr(self, name) <= 1, f"objective.{name}", getattr(self, name), "must lie in [0, 1]")
         check(self.block_length >= 1, "objective.block_length", self.block_length, "must be at least 1")
 
 
@@ -85,10 +92,28 @@ def corrupt(
     return jnp.where(is_block, blockwise, uniform), jnp.where(is_block, block_weight, uniform_weight)
 
 
+def cut(key: jax.Array, learned: jax.Array, segment_ids: jax.Array, share: float) -> jax.Array:
+    """Segment ids `[B, T]` in which a `share` of rows ends, as padding, anywhere after its last `learned` token."""
+    b, t = learned.shape
+    k_row, k_end = jax.random.split(key)
+    index = jnp.arange(t)
+    first = jnp.max(jnp.where(learned, index + 1, 0), axis=1)  # the least length
+    end = first + jnp.floor(jax.random.uniform(k_end, (b,)) * (t + 1 - first)).astype(jnp.int32)
+    kept = (index < end[:, None]) | (jax.random.uniform(k_row, (b, 1)) >= share)
+    return jnp.where(kept, segment_ids, 0)
+
+
+def frozen(key: jax.Array, masked: jax.Array, share: float) -> jax.Array:
+    """Bool `[B, T, T]`, what each row sees when in a `share` of rows known tokens see nothing to their right."""
+    b, t = masked.shape
+    free = jax.random.uniform(key, (b, 1)) >= share
+    return (free | masked)[:, :, None] | jnp.tril(jnp.ones((t, t), bool))
+
+
 def predictions(params: Any, config: ModelConfig, tokens: jax.Array, positions: jax.Array | None = None,
-                segment_ids: jax.Array | None = None) -> jax.Array:
+                segment_ids: jax.Array | None = None, visible: jax.Array | None = None) -> jax.Array:
     """Float32 logits `[B, T, V]` in which row i predicts token i, also for models that shift by one."""
-    logits = models.apply(params, config, tokens, positions=positions, segment_ids=segment_ids).logits
+    logits = models.apply(params, config, tokens, positions=positions, segment_ids=segment_ids, visible=visible).logits
     if not config.shift_logits:
         return logits
     shifted = jnp.concatenate([logits[:, :1], logits[:, :-1]], axis=1)
@@ -105,8 +130,13 @@ def masked_diffusion_loss(model: ModelConfig, config: MaskedDiffusionConfig):
     def loss_fn(params: Any, batch: Batch, key: jax.Array):
         maskable = batch.loss_weights > 0
         masked, weight = corrupt(key, maskable, config)
+        segments, visible = batch.segment_ids, None
+        if config.cut_share > 0:
+            segments = cut(jax.random.fold_in(key, 1), weight > 0, segments, config.cut_share)
+        if config.frozen_share > 0:
+            visible = frozen(jax.random.fold_in(key, 2), masked, config.frozen_share)
         noisy = jnp.where(masked, model.mask, batch.tokens)
-        logits = predictions(params, model, noisy, batch.positions, batch.segment_ids)
+        logits = predictions(params, model, noisy, batch.positions, segments, visible)
         loss = cross_entropy(logits, batch.tokens)
         right = (jnp.argmax(logits, -1) == batch.tokens).astype(jnp.float32)
         count = jnp.sum(maskable).astype(jnp.float32)

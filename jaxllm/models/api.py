@@ -55,8 +55,8 @@ def attention_mask(
 
 def apply(
     params: Params, config: ModelConfig, tokens: jax.Array, *, positions: jax.Array | None = None,
-    segment_ids: jax.Array | None = None, cache: KVCache | None = None, slots: jax.Array | None = None,
-    head: bool = True,
+    segment_ids: jax.Array | None = None, visible: jax.Array | None = None, cache: KVCache | None = None,
+    slots: jax.Array | None = None, head: bool = True,
 ) -> Output:
     """Forward pass over `[B, T]` token ids.
 
@@ -67,6 +67,8 @@ def apply(
       positions: int32 `[B, T]`, for rotary angles and the causal mask; 0..T-1 by default.
       segment_ids: int32 `[B, T]`; 0 marks padding, other rows attend within their segment. Without
         a cache only.
+      visible: bool `[B, T, T]`, True where row t may see key s, on top of the other rules. Without a
+        cache only.
       cache: keys and values computed before. The new rows are written into it first, then every
         row attends to all filled slots (up to its own position if causal).
       slots: int32 `[B, T]`, where the new rows go; `positions` by default. A slot outside the cache
@@ -80,9 +82,11 @@ def apply(
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     if cache is None:
         mask = attention_mask(config, positions, positions, segment_ids)
+        if visible is not None:
+            mask = visible[:, None] if mask is None else mask & visible[:, None]
     else:
-        if segment_ids is not None:
-            raise ValueError("segment_ids: not supported together with a cache; drop padding rows by slots=-1")
+        if segment_ids is not None or visible is not None:
+            raise ValueError("segment_ids, visible: not supported together with a cache; drop padding rows by slots=-1")
         slots = positions if slots is None else slots
         rows = jnp.arange(tokens.shape[0])[:, None]
         where = jnp.where(slots < 0, cache.positions.shape[1], slots)
