@@ -29,6 +29,8 @@ class MaskedDiffusionConfig:
       block_share: share of rows masked block-wise, 0 for LLaDA's objective alone.
       block_length: tokens of the partly masked window of such a row.
       whole_share: share of block-wise rows whose window is masked whole.
+      end_share: share of block-wise rows whose window holds the answer's end (its first EOS), which windows
+        at random places seldom meet.
       cut_share: share of rows that end at a random place right of their last learned token, so that
         predictions do not come to hang on how many masks follow (LLaDA trains on random lengths too).
       frozen_share: share of rows in which known tokens see nothing to their right, so that the keys and
@@ -41,6 +43,7 @@ class MaskedDiffusionConfig:
     block_share: float = 0.0
     block_length: int = 32
     whole_share: float = 0.25
+    end_share: float = 0.0
     cut_share: float = 0.0
     frozen_share: float = 0.0
     stratified: bool = True
@@ -48,13 +51,13 @@ class MaskedDiffusionConfig:
     def __post_init__(self) -> None:
         check(0 < self.min_ratio < 1, "objective.min_ratio", self.min_ratio, "must lie in (0, 1)")
         check(0 <= self.block_share <= 1, "objective.block_share", self.block_share, "must lie in [0, 1]")
-        for name in ("whole_share", "cut_share", "frozen_share"):
+        for name in ("whole_share", "end_share", "cut_share", "frozen_share"):
             check(0 <= getattr(self, name) <= 1, f"objective.{name}", getattr(self, name), "must lie in [0, 1]")
         check(self.block_length >= 1, "objective.block_length", self.block_length, "must be at least 1")
 
 
 def corrupt(
-    key: jax.Array, maskable: jax.Array, config: MaskedDiffusionConfig
+    key: jax.Array, maskable: jax.Array, config: MaskedDiffusionConfig, answers: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Draw which tokens are masked, and what each counts.
 
@@ -62,6 +65,7 @@ def corrupt(
       key: PRNG key.
       maskable: bool `[B, T]`, tokens that may be masked.
       config: ratios and shares.
+      answers: int `[B]`, maskable tokens up to and including the first EOS; needed for `end_share`.
 
     Returns:
       masked: bool `[B, T]`. weight: float32 `[B, T]`, 1/t on a masked token of a uniform row; on a
@@ -81,11 +85,16 @@ def corrupt(
 
     count = jnp.sum(maskable, axis=1, keepdims=True)
     index = jnp.cumsum(maskable, axis=1) - 1  # place within the row's maskable tokens
-    cut = jnp.floor(jax.random.uniform(k_cut, (b, 1)) * count)
-    inside = maskable & (index >= cut) & (index < cut + config.block_length)
+    start = jnp.floor(jax.random.uniform(k_cut, (b, 1)) * count)
+    if config.end_share > 0 and answers is not None:
+        k_which, k_back = jax.random.split(jax.random.fold_in(k_cut, 1))
+        back = 1 + jnp.floor(jax.random.uniform(k_back, (b, 1)) * config.block_length)
+        at_end = jax.random.uniform(k_which, (b, 1)) < config.end_share
+        start = jnp.where(at_end, jnp.maximum(answers[:, None] - back, 0), start)
+    inside = maskable & (index >= start) & (index < start + config.block_length)
     whole = jax.random.uniform(k_whole, (b, 1)) < config.whole_share
     window = inside & (whole | (jax.random.uniform(k_block, (b, t)) < ratio[:, None]))
-    blockwise = window | (maskable & (index >= cut + config.block_length))
+    blockwise = window | (maskable & (index >= start + config.block_length))
     block_weight = window * (count / jnp.maximum(jnp.sum(window, axis=1, keepdims=True), 1))
 
     is_block = jax.random.uniform(k_kind, (b, 1)) < config.block_share
@@ -129,7 +138,11 @@ def masked_diffusion_loss(model: ModelConfig, config: MaskedDiffusionConfig):
 
     def loss_fn(params: Any, batch: Batch, key: jax.Array):
         maskable = batch.loss_weights > 0
-        masked, weight = corrupt(key, maskable, config)
+        answers = None
+        if model.eos_id is not None:
+            ended = jnp.cumsum(maskable & (batch.tokens == model.eos_id), axis=1) > 0
+            answers = jnp.minimum(jnp.sum(maskable & ~ended, axis=1) + 1, jnp.sum(maskable, axis=1))
+        masked, weight = corrupt(key, maskable, config, answers)
         segments, visible = batch.segment_ids, None
         if config.cut_share > 0:
             segments = cut(jax.random.fold_in(key, 1), weight > 0, segments, config.cut_share)
