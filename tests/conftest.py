@@ -22,3 +22,12 @@ def pytest_collection_modifyitems(config, items):
             for item in items:
                 if name in item.keywords:
                     item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_compiled_programs():
+    """Each compiled program holds memory maps; a whole suite of them runs into the kernel's limit and crashes."""
+    yield
+    import jax
+
+    jax.clear_caches()
