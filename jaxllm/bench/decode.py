@@ -42,8 +42,8 @@ METHODS_BY_NAME: dict[str, dict[str, Any]] = {
     "dual": {"method": "dual"},
     "elastic": {"method": "elastic"},
 }
-# Answers of 62 tokens a simulated step and an EOS: as many steps as fit.
-STEPS_FOR_LENGTH = {128: 2, 256: 4, 512: 8}
+# Answers of 82 tokens a simulated step and an EOS: as many steps as fit.
+STEPS_FOR_LENGTH = {128: 1, 256: 3, 512: 6}
 ONE_TOKEN_TIMED_STEPS = 16
 
 
@@ -263,7 +263,7 @@ def ratios(out: Mapping[str, Any]) -> dict[str, float | None]:
     second = {name: float(np.median(r["seconds"])) / r["tokens"] for name, r in top["methods"].items()}
     # Tokens up to the first EOS that one prompt's answer has on average, over the seconds of all 512 steps.
     answer = top["methods"]["full"]["tokens"] / top["methods"]["full"]["problems"]
-    one_token = float(np.median(top["one_token"]["seconds"])) * 512 / ONE_TOKEN_TIMED_STEPS / answer
+    one_token = float(np.median(top["one_token"]["seconds"])) * 512 / top["one_token"]["steps_timed"] / answer
     peer = out["dual_against_torch"]
     torch_ratio = None
     if "seconds" in peer:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from jaxllm.config import load, settings, to_dict
+from jaxllm.config import build, settings, to_dict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,13 +34,14 @@ def open_config(path: str, overrides: list[str]) -> tuple[Any, Any]:
     from jaxllm.diffusion import DiffusionTrainConfig, diffusion_objective
     from jaxllm.training import TrainConfig, causal_objective
 
-    source = settings(path, overrides)[0].get("init_from")
-    defaults = {} if source is None else {"model": to_dict(read_config(source))}
-    model = settings(path, overrides, defaults)[0].get("model")
+    data, source = settings(path, overrides)
+    if data.get("init_from") is not None:  # its model is the default, which the config may change
+        data, source = settings(path, overrides, {"model": to_dict(read_config(data["init_from"]))})
+    model = data.get("model")
     if isinstance(model, dict) and model.get("causal") is True:
-        config = load(TrainConfig, path, overrides, defaults)
+        config = build(TrainConfig, data, source)
         return config, causal_objective(config.model)
-    config = load(DiffusionTrainConfig, path, overrides, defaults)
+    config = build(DiffusionTrainConfig, data, source)
     return config, diffusion_objective(config)
 
 

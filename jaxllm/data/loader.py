@@ -47,8 +47,8 @@ class DataConfig:
 class Loader:
     """Random access to batches: `loader[step]` depends on the source, the seed and the step alone.
 
-    So a resumed run needs only its step, and any number of processes sees the same global order
-    (each takes its rows of the batch).
+    So a resumed run needs only its step. Every process makes the whole global batch, and `shard_batch` sends
+    each device its rows.
     """
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, eos_id: int, seed: int) -> None:

@@ -111,11 +111,14 @@ class ReasoningGym:
 class GameOfLife:
     """Conway's game on a torus, every intermediate board written out.
 
-    The response reads `1: SUMS = BOARD 2: SUMS = BOARD ...`, JSON arrays. SUMS says for each cell how
-    many live among itself and the cells left and right of it; its last row stands once more above the
-    first and its first below the last, so that the torus has no seam for the board that follows: three
-    sums in one column and the cell itself decide each of its cells. The last board is the answer that
-    reasoning-gym's `game_of_life` scorer checks.
+    The response reads `3: COUNTS = LOWER BOARD 2: COUNTS = LOWER BOARD 1: ...`, the number being that
+    of the steps still to do, the rest JSON arrays. COUNTS says for each cell 10 if it lives plus how
+    many live among itself and the cells left and right of it; its first two rows stand once more below
+    its last, so that three counts in one column decide a cell of the next board: rows 1, 2, ... first
+    (LOWER), then row 0, which starts BOARD, whose other rows repeat LOWER. Written in this order no
+    entry depends on one of the row just before it, so that a decoder which fills in many tokens at once
+    has what they depend on. The last board is the answer that reasoning-gym's `game_of_life` scorer
+    checks.
     """
 
     def __init__(self, config: TaskConfig) -> None:
@@ -138,16 +141,16 @@ class GameOfLife:
         base = self._dataset(steps).example(index)
         board = np.array(json.loads(base.prompt.split("\n\n", 1)[1].rstrip(".")))
         lines = []
-        for step in range(1, steps + 1):
-            sums, board = np.pad(row_sums(board), ((1, 1), (0, 0)), mode="wrap"), life_step(board)
-            lines.append(f"{step}: {_compact(sums)} = {_compact(board)}")
+        for left in range(steps, 0, -1):
+            counts, board = np.pad(row_counts(board), ((0, 2), (0, 0)), mode="wrap"), life_step(board)
+            lines.append(f"{left}: {_compact(counts)} = {_compact(board[1:])} {_compact(board)}")
         if board.tolist() != json.loads(base.response):
             raise RuntimeError(f"game_of_life {index}: worked answer differs from reasoning-gym's")
         return Example(prompt=base.prompt, response=" ".join(lines), entry=base.entry)
 
     def score(self, text: str, entry: dict[str, Any]) -> float:
         """The generator's score of the last board in `text`; 0 when there is none or the shape is off."""
-        answer = text.rsplit("=", 1)[-1].replace(" ", "")
+        answer = "[[" + text.replace(" ", "").rsplit("[[", 1)[-1]
         try:
             shape = np.shape(json.loads(answer))
         except (ValueError, TypeError):
@@ -159,16 +162,20 @@ class GameOfLife:
         return self._dataset(steps).score(answer, entry)
 
 
-def row_sums(board: np.ndarray) -> np.ndarray:
-    """Living cells among each cell and its left and right neighbour on a torus; `board` is `[rows, columns]`."""
-    return np.sum([np.roll(board, j, axis=1) for j in (-1, 0, 1)], axis=0)
+def row_counts(board: np.ndarray) -> np.ndarray:
+    """10 for a living cell plus the living among it and its left and right neighbour; `board` is `[rows, columns]`."""
+    return 10 * board + _around(board, axis=1)
 
 
 def life_step(board: np.ndarray) -> np.ndarray:
     """One step of Conway's game on a torus; `board` is `[rows, columns]` of 0 and 1."""
-    sums = row_sums(board)
-    around = np.sum([np.roll(sums, i, axis=0) for i in (-1, 0, 1)], axis=0) - board
+    around = _around(_around(board, axis=1), axis=0) - board
     return ((around == 3) | ((board == 1) & (around == 2))).astype(board.dtype)
+
+
+def _around(values: np.ndarray, axis: int) -> np.ndarray:
+    """Sum of each value and its two neighbours along `axis` of a torus."""
+    return np.sum([np.roll(values, shift, axis=axis) for shift in (-1, 0, 1)], axis=0)
 
 
 def _compact(board: np.ndarray) -> str:

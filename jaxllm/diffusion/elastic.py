@@ -3,13 +3,15 @@
 Per step only the window's masks, the tokens committed last and a few tracked tokens are computed.
 Each layer compares how the tracked tokens attend now with how they attended before; once the
 similarity falls below gamma, every layer above is computed for all rows, from the hidden states that
-the first of them last saw. Each row of a batch decides alone: a layer runs over all slots when any row
+the first of them last saw. That is done after the cheap pass through all layers, since most steps have
+no such layer. Each row of a batch decides alone: a layer runs over all slots when any row
 asks, and takes effect only in the rows that asked.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +48,20 @@ class LayerState(NamedTuple):
     v: jax.Array
 
 
+class Layers(NamedTuple):
+    """What one step leaves of every layer.
+
+    Attributes:
+      cache: one `LayerState` a layer.
+      received: float32 `[B, N]` a layer, attention that each slot gets from the window's rows.
+      x: residual stream `[B, R, D]` of the query rows after the last layer.
+    """
+
+    cache: tuple[LayerState, ...]
+    received: tuple[jax.Array, ...]
+    x: jax.Array
+
+
 @struct.dataclass
 class ElasticState:
     """A generation with what Elastic-Cache adds.
@@ -73,7 +89,7 @@ def begin(params: Any, model: ModelConfig, config: DecodeConfig, generation: Gen
     for layer in params["layers"]:
         q, k, v = api.project(layer, model, x, tables)
         cache.append(LayerState(x, k, v))
-        probes.append(_probe(attention_weights(take_heads(q, window), k, mask), window, g.decoded, config))
+        probes.append(_probe(_received(attention_weights(take_heads(q, window), k, mask), window), g.decoded, config))
         x = api.finish(layer, model, x, attend(q, k, v, mask))
     candidates = window[:, :config.max_candidates]
     logits = api.logits(params, model, take_rows(x, predictor(model, candidates)))
@@ -104,30 +120,31 @@ def step(params: Any, model: ModelConfig, config: DecodeConfig, state: ElasticSt
     near = row_tables(tables, jnp.concatenate([query, track], axis=1))
     tracked, keys = track < n, jnp.sum(valid, axis=1)
     x = api.embed(params, model, take_rows(g.tokens, query))
-    rest = jnp.zeros((*g.tokens.shape, model.d_model), x.dtype)  # all rows, once past the boundary
-    boundary = jnp.full(g.lengths.shape, depth, jnp.int32)
-    cache, probes, similarity = [], [], []
-    for index, (layer, old) in enumerate(zip(params["layers"], state.cache, strict=True)):
+    cache, received, similarity = [], [], []
+    for layer, old in zip(params["layers"], state.cache, strict=True):
         q, k, v = api.project(layer, model, jnp.concatenate([x, take_rows(old.x, track)], axis=1), near)
         past = attention_weights(q[:, :, count:], old.k, mask)
         q, k, v = q[:, :, :count], k[:, :, :count], v[:, :, :count]
         new = LayerState(merge(old.x, x, source, 1), merge(old.k, k, source, 2), merge(old.v, v, source, 2))
-        if index > 0:
-            new, rest = lax.cond(jnp.any(boundary <= index), _refresh(params, model, index, tables, mask),
-                                 lambda boundary, new, rest: (new, rest), boundary, new, rest)
         weights = attention_weights(q, new.k, mask)
-        same = drift_similarity(past, weights[:, :, :track.shape[1]], tracked, keys, config.drift_axis)
-        testing = (boundary > index) & jnp.any(tracked, axis=1)
-        boundary = jnp.where(testing & (same < config.gamma), index + 1, boundary)
-        similarity.append(jnp.where(testing, same, jnp.nan))
-        probes.append(_probe(weights[:, :, seen], window, g.decoded, config))
+        similarity.append(drift_similarity(past, weights[:, :, :track.shape[1]], tracked, keys, config.drift_axis))
+        received.append(_received(weights[:, :, seen], window))
         x = api.finish(layer, model, x, weighted_values(weights, new.v))
         cache.append(new)
-    logits = api.logits(params, model, x[:, outputs])
-    g, fresh = commit(g, logits, candidates, model, config, rows=jnp.sum(source < query.shape[1], axis=1,
-                                                                       dtype=jnp.int32),
-                      refresh_from=boundary, similarity=jnp.stack(similarity))
-    return ElasticState(generation=g, cache=tuple(cache), track=_union(probes, n), fresh=fresh)
+
+    # A layer that drifted asks for all above it, whose own tests then count for nothing.
+    same = jnp.stack(similarity)
+    drifted = (same < config.gamma) & jnp.any(tracked, axis=1)
+    earlier = jnp.cumsum(drifted, axis=0) - drifted
+    boundary = jnp.where(jnp.any(drifted, axis=0), jnp.argmax(drifted, axis=0) + 1, depth).astype(jnp.int32)
+    same = jnp.where((earlier == 0) & jnp.any(tracked, axis=1), same, jnp.nan)
+    refreshed = _refresh(params, model, query, slice(ends[1], ends[2]), window, tables, mask, boundary,
+                         Layers(tuple(cache), tuple(received), x))
+    logits = api.logits(params, model, refreshed.x[:, outputs])
+    g, fresh = commit(g, logits, candidates, model, config, rows=jnp.sum(source < count, axis=1, dtype=jnp.int32),
+                      refresh_from=boundary, similarity=same)
+    probes = [_probe(r, state.generation.decoded, config) for r in refreshed.received]
+    return ElasticState(generation=g, cache=refreshed.cache, track=_union(probes, n), fresh=fresh)
 
 
 def begin_recompute(params: Any, model: ModelConfig, config: DecodeConfig, generation: Generation) -> ElasticState:
@@ -169,20 +186,45 @@ def drift_similarity(past: jax.Array, now: jax.Array, tracked: jax.Array, keys: 
     return total / jnp.maximum(jnp.sum(tracked, axis=1) * size, 1)
 
 
-def _refresh(params: Any, model: ModelConfig, index: int, tables: Tables, mask: jax.Array):
-    """Layer `index` over all slots, kept only in rows whose boundary is at or below it."""
-    layer = params["layers"][index]
+def _refresh(params: Any, model: ModelConfig, query: jax.Array, seen: slice, window: jax.Array, tables: Tables,
+             mask: jax.Array, boundary: jax.Array, layers: Layers) -> Layers:
+    """The layers at and above `boundary` `[B]` over all slots, kept only in rows whose boundary is at or below them.
 
-    def run(boundary: jax.Array, new: LayerState, rest: jax.Array) -> tuple[LayerState, jax.Array]:
-        x = jnp.where((boundary < index)[:, None, None], rest, new.x)
+    Starts from what layer `boundary` last saw of every slot. A loop of at most one turn and not a `cond`, whose
+    untaken branch would copy every cache.
+    """
+    depth = model.num_layers
+
+    def turn(carry: tuple[jax.Array, Layers]) -> tuple[jax.Array, Layers]:
+        _, layers = carry
+        rest = jnp.zeros_like(layers.cache[0].x)  # all rows, once past the boundary
+        for index in range(1, depth):
+            layers, rest = lax.cond(jnp.any(boundary <= index), functools.partial(one, index),
+                                    lambda layers, rest: (layers, rest), layers, rest)
+        return jnp.zeros((), bool), layers
+
+    def one(index: int, layers: Layers, rest: jax.Array) -> tuple[Layers, jax.Array]:
+        layer, old, last = params["layers"][index], layers.cache[index], index == depth - 1
+        asked = boundary <= index
+
+        def kept(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(asked.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
+
+        x = jnp.where((boundary < index)[:, None, None], rest, old.x)
         q, k, v = api.project(layer, model, x, tables)
-        asked = (boundary <= index)[:, None, None, None]
-        new = LayerState(x, jnp.where(asked, k, new.k), jnp.where(asked, v, new.v))
-        if index == model.num_layers - 1:  # nothing above reads the other rows
-            return new, rest
-        return new, api.finish(layer, model, x, attend(q, new.k, new.v, mask))
+        new = LayerState(x, kept(k, old.k), kept(v, old.v))
+        probing = attention_weights(take_heads(q, query[:, seen]), new.k, mask)
+        received = list(layers.received)
+        received[index] = kept(_received(probing, window), received[index])
+        cache = (*layers.cache[:index], new, *layers.cache[index + 1:])
+        if not last:
+            rest = api.finish(layer, model, x, attend(q, new.k, new.v, mask))
+            return Layers(cache, tuple(received), layers.x), rest
+        # Nothing above reads the other rows.
+        out = api.finish(layer, model, take_rows(x, query), attend(take_heads(q, query), new.k, new.v, mask))
+        return Layers(cache, tuple(received), kept(out, layers.x)), rest
 
-    return run
+    return lax.while_loop(lambda carry: carry[0], turn, (jnp.any(boundary < depth), layers))[1]
 
 
 def _probing(config: DecodeConfig) -> int:
@@ -190,10 +232,14 @@ def _probing(config: DecodeConfig) -> int:
     return config.max_candidates if config.block_caching else config.gen_length
 
 
-def _probe(weights: jax.Array, window: jax.Array, eligible: jax.Array, config: DecodeConfig) -> jax.Array:
-    """The `track_num` eligible positions that the window's rows, weights `[B, H, W, N]`, attend to most."""
+def _received(weights: jax.Array, window: jax.Array) -> jax.Array:
+    """What each of N slots receives, float32 `[B, N]`, of the attention `[B, H, W, N]` of the window's rows."""
+    return jnp.sum(weights * (window < weights.shape[3])[:, None, :, None], axis=(1, 2))
+
+
+def _probe(received: jax.Array, eligible: jax.Array, config: DecodeConfig) -> jax.Array:
+    """The `track_num` eligible positions that receive most attention, `[B, N]`; N for none."""
     n = eligible.shape[1]
-    received = jnp.sum(weights * (window < n)[:, None, :, None], axis=(1, 2))
     received = jnp.where(eligible, received, -1.0)
     if config.track_num == 1:
         best, value = jnp.argmax(received, axis=1)[:, None], jnp.max(received, axis=1)[:, None]

@@ -10,9 +10,8 @@ def naive_step(board):
     n, m = len(board), len(board[0])
     counts = [[sum(board[(r + i) % n][(c + j) % m] for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j)
                for c in range(m)] for r in range(n)]
-    sums = [[sum(board[r][(c + j) % m] for j in (-1, 0, 1)) for c in range(m)] for r in range(n)]
-    sums = [sums[-1], *sums, sums[0]]
-    return sums, [[int(counts[r][c] == 3 or (board[r][c] and counts[r][c] == 2)) for c in range(m)] for r in range(n)]
+    in_row = [[10 * board[r][c] + sum(board[r][(c + j) % m] for j in (-1, 0, 1)) for c in range(m)] for r in range(n)]
+    return in_row + in_row[:2], [[int(counts[r][c] == 3 or (board[r][c] and counts[r][c] == 2)) for c in range(m)] for r in range(n)]
 
 
 def test_worked_answers_are_right_and_score():
@@ -21,14 +20,15 @@ def test_worked_answers_are_right_and_score():
         example = task.example(index)
         board = json.loads(example.prompt.split("\n\n")[1].rstrip("."))
         parts = []
-        for step in range(1, example.entry["metadata"]["simulation_steps"] + 1):
-            sums, board = naive_step(board)
-            parts.append(f"{step}: {json.dumps(sums)} = {json.dumps(board)}".replace(", ", ","))
-        assert example.response == " ".join(parts)
+        for left in range(example.entry["metadata"]["simulation_steps"], 0, -1):
+            counts, board = naive_step(board)
+            parts.append(f"{left}: {json.dumps(counts)} = {json.dumps(board[1:])} {json.dumps(board)}")
+        assert example.response == " ".join(parts).replace(", ", ",")
         assert task.score(example.response, example.entry) == 1.0
         wrong = example.response[:-3] + ("0" if example.response[-3] == "1" else "1") + "]]"
         assert task.score(wrong, example.entry) < 1.0
-        assert task.score("no board", example.entry) == 0.0
+        for text in ("no board", "", "[[", example.response[:-1], example.response.rsplit(" ", 1)[0]):
+            assert task.score(text, example.entry) == 0.0
 
 
 def test_tokens_decode_to_an_answer_that_scores():
@@ -37,7 +37,7 @@ def test_tokens_decode_to_an_answer_that_scores():
     tokenizer = build_word_tokenizer(t for e in examples for t in (e.prompt, e.response))
     for example in examples:
         ids = tokenizer.encode(example.response).ids
-        assert len(ids) == 2 * 62
+        assert len(ids) == 2 * 82
         assert task.score(tokenizer.decode(ids), example.entry) == 1.0
 
 
