@@ -29,15 +29,23 @@ def run(args: argparse.Namespace) -> int:
 
 
 def open_config(path: str, overrides: list[str]) -> tuple[Any, Any]:
-    """The typed config and the objective that fits its model: causal, or masked diffusion."""
+    """The typed config and the objective that fits its model: causal, or masked diffusion.
+
+    `model: {preset: llada-8b, remat: full}` stands for the preset's fields with changes.
+    """
     from jaxllm.checkpoint import read_config
     from jaxllm.diffusion import DiffusionTrainConfig, diffusion_objective
+    from jaxllm.models.presets import preset
     from jaxllm.training import TrainConfig, causal_objective
 
     data, source = settings(path, overrides)
     if data.get("init_from") is not None:  # its model is the default, which the config may change
         data, source = settings(path, overrides, {"model": to_dict(read_config(data["init_from"]))})
     model = data.get("model")
+    if isinstance(model, dict) and "preset" in model:
+        changes = {k: v for k, v in model.items() if k != "preset"}
+        model = to_dict(preset(str(model["preset"]))) | changes
+        data = {**data, "model": model}
     if isinstance(model, dict) and model.get("causal") is True:
         config = build(TrainConfig, data, source)
         return config, causal_objective(config.model)

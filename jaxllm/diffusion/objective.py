@@ -17,7 +17,7 @@ from jaxllm import models
 from jaxllm.config import check
 from jaxllm.data.batch import Batch
 from jaxllm.models import ModelConfig
-from jaxllm.training.losses import cross_entropy
+from jaxllm.training.losses import token_losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,17 +119,18 @@ def frozen(key: jax.Array, masked: jax.Array, share: float) -> jax.Array:
     return (free | masked)[:, :, None] | jnp.tril(jnp.ones((t, t), bool))
 
 
-def predictions(params: Any, config: ModelConfig, tokens: jax.Array, positions: jax.Array | None = None,
-                segment_ids: jax.Array | None = None, visible: jax.Array | None = None) -> jax.Array:
-    """Float32 logits `[B, T, V]` in which row i predicts token i, also for models that shift by one."""
-    logits = models.apply(params, config, tokens, positions=positions, segment_ids=segment_ids, visible=visible).logits
+def predictors(params: Any, config: ModelConfig, tokens: jax.Array, positions: jax.Array | None = None,
+               segment_ids: jax.Array | None = None, visible: jax.Array | None = None) -> jax.Array:
+    """Hidden states `[B, T, D]` of which row i predicts token i, also for models that shift by one."""
+    hidden = models.apply(params, config, tokens, positions=positions, segment_ids=segment_ids, visible=visible,
+                          head=False).hidden
     if not config.shift_logits:
-        return logits
-    shifted = jnp.concatenate([logits[:, :1], logits[:, :-1]], axis=1)
+        return hidden
+    shifted = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
     if positions is None:
         return shifted
     # The first token of a packed document has only its own row; the one before belongs to another document.
-    return jnp.where((positions == 0)[..., None], logits, shifted)
+    return jnp.where((positions == 0)[..., None], hidden, shifted)
 
 
 def masked_diffusion_loss(model: ModelConfig, config: MaskedDiffusionConfig):
@@ -149,9 +150,8 @@ def masked_diffusion_loss(model: ModelConfig, config: MaskedDiffusionConfig):
         if config.frozen_share > 0:
             visible = frozen(jax.random.fold_in(key, 2), masked, config.frozen_share)
         noisy = jnp.where(masked, model.mask, batch.tokens)
-        logits = predictions(params, model, noisy, batch.positions, segments, visible)
-        loss = cross_entropy(logits, batch.tokens)
-        right = (jnp.argmax(logits, -1) == batch.tokens).astype(jnp.float32)
+        hidden = predictors(params, model, noisy, batch.positions, segments, visible)
+        loss, right = token_losses(params, model, hidden, batch.tokens)
         count = jnp.sum(maskable).astype(jnp.float32)
         learned = (weight > 0).astype(jnp.float32)
         metrics = {"train/accuracy": (jnp.sum(right * learned), jnp.sum(learned))}
@@ -179,8 +179,8 @@ def elbo(params: Any, model: ModelConfig, batch: Batch, key: jax.Array,
         rank = jnp.argsort(jnp.argsort(score, axis=1), axis=1)
         masked = maskable & (rank < number[:, None])
         noisy = jnp.where(masked, model.mask, batch.tokens)
-        logits = predictions(params, model, noisy, batch.positions, batch.segment_ids)
-        return jnp.sum(cross_entropy(logits, batch.tokens) * masked * (count / number)[:, None])
+        hidden = predictors(params, model, noisy, batch.positions, batch.segment_ids)
+        return jnp.sum(token_losses(params, model, hidden, batch.tokens)[0] * masked * (count / number)[:, None])
 
     total = jnp.mean(jax.lax.map(one, jax.random.split(key, samples)))
     return total, jnp.sum(count).astype(jnp.float32)

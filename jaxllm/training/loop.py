@@ -23,6 +23,7 @@ from jaxllm.data.tokenizer import SPECIAL_TOKENS
 from jaxllm.files import read_jsonl, write_json
 from jaxllm.models import ModelConfig
 from jaxllm.parallel import batch_sharding, make_mesh, replicated
+from jaxllm.parallel.devices import peak_flops
 from jaxllm.studies import plot_curves
 from jaxllm.training.config import TrainConfig
 from jaxllm.training.optimizer import learning_rate, make_optimizer
@@ -192,11 +193,6 @@ def _loader(config: TrainConfig, data: Any, tokenizer: Tokenizer) -> Loader:
     return Loader(data, tokenizer, config.model.eos_id, config.seed)
 
 
-# Published dense peaks, FLOP/s in bfloat16, by jax device kind.
-PEAK_FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100-SXM4-80GB": 312e12,
-              "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12}
-
-
 def flops_per_token(model: ModelConfig, length: int) -> float:
     """Training FLOPs of one token in a row of `length`: 6 per weight, 12 L H K T for attention (PaLM, appendix B)."""
     weights = model.num_parameters - (0 if model.tie_embeddings else model.vocab_size * model.d_model)
@@ -205,7 +201,7 @@ def flops_per_token(model: ModelConfig, length: int) -> float:
 
 def _mfu(model: ModelConfig, length: int, tokens_per_s: float) -> dict[str, float]:
     """Share of the devices' published peak; absent where no peak is known."""
-    peak = PEAK_FLOPS.get(jax.devices()[0].device_kind)
+    peak = peak_flops(jax.devices()[0].device_kind)
     if peak is None:
         return {}
     return {"perf/mfu": tokens_per_s * flops_per_token(model, length) / (peak * jax.device_count())}

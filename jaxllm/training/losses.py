@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxllm import models
 from jaxllm.data.batch import Batch
-from jaxllm.models import ModelConfig
+from jaxllm.models import ModelConfig, api
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -19,16 +19,52 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
+# Logits of more than this many entries a row are never whole in memory: the loss goes piece by piece.
+MAX_ROW_LOGITS = 1 << 22
+
+
+def token_losses(params: Any, config: ModelConfig, hidden: jax.Array,
+                 targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of each token and whether the likeliest is right, both float32 `[B, T]`.
+
+    Args:
+      params, config: the model, for its head.
+      hidden: `[B, T, D]`, normalised; row t predicts `targets[:, t]`.
+      targets: int `[B, T]`.
+
+    With a large vocabulary `[B, T, V]` never exists: pieces of T are scanned, and the backward pass makes each
+    piece's logits again.
+    """
+    def one(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = api.unembed(params, config, hidden)
+        return cross_entropy(logits, targets), (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
+
+    b, t = targets.shape
+    pieces = -(-t * config.vocab_size // MAX_ROW_LOGITS)
+    if pieces <= 1:
+        return one(hidden, targets)
+    length = -(-t // pieces)
+    pad = length * pieces - t
+
+    def split(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [pieces, B, length, ...]
+        x = jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(b, pieces, length, *x.shape[2:]), 1, 0)
+
+    out = jax.lax.map(lambda piece: jax.checkpoint(one)(*piece), (split(hidden), split(targets)))
+    loss, right = (jnp.moveaxis(x, 0, 1).reshape(b, length * pieces)[:, :t] for x in out)
+    return loss, right
+
+
 def causal_loss(config: ModelConfig):
     """Next-token loss on the tokens with a loss weight, within their own document."""
     def loss_fn(params: Any, batch: Batch, key: jax.Array):
         del key
-        out = models.apply(params, config, batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids)
+        out = models.apply(params, config, batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids,
+                           head=False)
         # Row i predicts token i + 1; the first token of a document has no row that predicts it.
         same = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
         weight = batch.loss_weights[:, 1:] * same
-        loss = cross_entropy(out.logits[:, :-1], batch.tokens[:, 1:])
-        right = (jnp.argmax(out.logits[:, :-1], -1) == batch.tokens[:, 1:]).astype(jnp.float32)
+        loss, right = token_losses(params, config, out.hidden[:, :-1], batch.tokens[:, 1:])
         total, count = jnp.sum(loss * weight), jnp.sum(weight)
         return total, count, {"train/accuracy": (jnp.sum(right * weight), count)}
 

@@ -187,15 +187,15 @@ def test_the_tokenizer_knows_the_words_of_every_stage(tmp_path):
 
 
 def test_shifted_predictions_stay_in_their_document():
-    from jaxllm.diffusion.objective import predictions
+    from jaxllm.diffusion.objective import predictors
 
     model = ModelConfig(**{**MODEL.__dict__, "causal": False, "shift_logits": True, "family": "dream"})
     params, tokens = init(model, jax.random.key(0)), batch(rows=1, length=9).tokens
     positions = np.array([[*range(5), *range(4)]], np.int32)
     segments = np.array([[1] * 5 + [2] * 4], np.int32)
-    packed = predictions(params, model, tokens, positions, segments)
+    packed = predictors(params, model, tokens, positions, segments)
     for part in (slice(0, 5), slice(5, 9)):
-        alone = predictions(params, model, tokens[:, part])
+        alone = predictors(params, model, tokens[:, part])
         np.testing.assert_allclose(packed[:, part], alone, atol=1e-5)
 
 
