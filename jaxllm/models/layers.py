@@ -133,6 +133,31 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> 
     return jnp.concatenate(chunks, axis=1)
 
 
+def attend_over_mesh(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """`attend` where the tokens of a row may be split over a mesh axis (context parallelism); T = S.
+
+    Each device keeps its query rows and gathers the keys and values of the others; the weights stay
+    split, so a device holds `[B, H, T / n, S]` of them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    length = nn.logical_to_mesh_axes(("length",))[0]
+    if mesh.empty or length is None or mesh.shape.get(length, 1) == 1:
+        return attend(q, k, v, mask)
+    rows = nn.logical_to_mesh_axes(("batch", "heads", "length", "head_dim"))
+    keys = nn.logical_to_mesh_axes(("batch", "kv_heads", "length", "head_dim"))
+    out = nn.logical_to_mesh_axes(("batch", "length", "heads", "head_dim"))
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+        k, v = (lax.all_gather(x, length, axis=2, tiled=True) for x in (k, v))
+        return attend(q, k, v, mask)
+
+    if mask is None:
+        return jax.shard_map(lambda q, k, v: local(q, k, v, None), in_specs=(rows, keys, keys), out_specs=out)(q, k, v)
+    batch = nn.logical_to_mesh_axes(("batch",))[0] if mask.shape[0] > 1 else None
+    seen = jax.sharding.PartitionSpec(batch, None, length if mask.shape[2] > 1 else None, None)
+    return jax.shard_map(local, in_specs=(rows, keys, keys, seen), out_specs=out)(q, k, v, mask)
+
+
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
     return weighted_values(attention_weights(q, k, mask), v)
 

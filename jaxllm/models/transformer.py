@@ -12,7 +12,7 @@ from flax.linen.spmd import with_logical_constraint
 
 from jaxllm.models.cache import KVCache, write_rows
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.layers import Block, RMSNorm, attend, dtype_of, rotary_tables
+from jaxllm.models.layers import Block, RMSNorm, attend, attend_over_mesh, dtype_of, rotary_tables
 
 
 @struct.dataclass
@@ -40,7 +40,8 @@ class _ScanBlock(Block):
             k = write_rows(layer_cache[0], k, slots)
             v = write_rows(layer_cache[1], v, slots)
             layer_cache = (k, v)
-        x = self.finish(x, attend(q, k, v, mask))
+        attended = attend_over_mesh(q, k, v, mask) if layer_cache is None else attend(q, k, v, mask)
+        x = self.finish(x, attended)
         return with_logical_constraint(x, ("batch", "length", "act_embed")), layer_cache
 
 

@@ -7,7 +7,7 @@ Rules = dict[str, str | tuple[str, ...] | None]
 RULES: Rules = {
     # activations
     "batch": ("data", "fsdp"),
-    "length": None,
+    "length": "sequence",
     "act_embed": None,
     # parameters
     "layers": None,

@@ -41,6 +41,11 @@ def batch_sharding(mesh: Mesh, rules: Mapping[str, Any] = RULES) -> NamedShardin
     return NamedSharding(mesh, spec(("batch",), rules))
 
 
+def token_sharding(mesh: Mesh, rules: Mapping[str, Any] = RULES) -> NamedSharding:
+    """Arrays `[B, T]`: rows over the batch's mesh axes, the tokens of a row over the sequence's."""
+    return NamedSharding(mesh, spec(("batch", "length"), rules))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())

@@ -22,7 +22,7 @@ from jaxllm.data import Loader, build_word_tokenizer, load_tokenizer, make_task,
 from jaxllm.data.tokenizer import SPECIAL_TOKENS
 from jaxllm.files import read_jsonl, write_json
 from jaxllm.models import ModelConfig
-from jaxllm.parallel import batch_sharding, make_mesh, replicated
+from jaxllm.parallel import make_mesh, on_mesh, replicated, token_sharding
 from jaxllm.parallel.devices import peak_flops
 from jaxllm.studies import plot_curves
 from jaxllm.training.config import TrainConfig
@@ -64,8 +64,8 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
     tokenizer = run_tokenizer(config, saved if resume and saved.exists() else None)
     optimizer = make_optimizer(config.optimizer, config.total_steps)
     rate = learning_rate(config.optimizer, config.total_steps)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
-    _check_batches(config, mesh.shape["data"] * mesh.shape["fsdp"])
+    mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    check_batches(config, mesh)
     layout = state_shardings(config.model, optimizer, mesh)
     checkpointer = Checkpointer(run_dir / "checkpoints", config.keep)
 
@@ -90,7 +90,7 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
     tracker = tracking.open_tracker(run_dir, resume_step=start if resume else None)
     step_fn = jit_step(make_step(objective.loss, optimizer, seed=config.seed + 1, accumulate=config.accumulate),
                        layout, mesh)
-    validate = jax.jit(objective.validate, in_shardings=(layout.params, batch_sharding(mesh), replicated(mesh)))
+    validate = jax.jit(objective.validate, in_shardings=(layout.params, token_sharding(mesh), replicated(mesh)))
     validation = None if config.validation is None else _loader(config, config.validation, tokenizer)
     mark, tokens = time.perf_counter(), 0
     for step, batch in batches(config, tokenizer, start):
@@ -109,8 +109,9 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
             mark, tokens = now, 0
         if validation is not None and (done % config.validate_every == 0 or done == config.total_steps):
             total = np.zeros(2)
-            for i in range(config.validation_batches):
-                total += np.array(validate(state.params, validation[i], jax.random.key(i)), np.float64)
+            with on_mesh(mesh):
+                for i in range(config.validation_batches):
+                    total += np.array(validate(state.params, validation[i], jax.random.key(i)), np.float64)
             tracker.log({"validation/nll_per_token": total[0] / total[1],
                          "validation/perplexity": float(np.exp(total[0] / total[1]))}, done)
             log(f"step {done} validation nll/token {total[0] / total[1]:.4f}")
@@ -176,15 +177,18 @@ def _from_pretrained(config: TrainConfig, optimizer: optax.GradientTransformatio
     return jax.jit(start, out_shardings=layout, donate_argnums=0)(params)
 
 
-def _check_batches(config: TrainConfig, ways: int) -> None:
-    """Every batch, and every part of it under accumulation, must split over the mesh's batch axes."""
-    named = [(f"stages.{i}.data.batch_size", s.data.batch_size, config.accumulate) for i, s in enumerate(config.stages)]
+def check_batches(config: TrainConfig, mesh: Mesh) -> None:
+    """Every batch, and every part of it under accumulation, must split over the mesh's batch and sequence axes."""
+    ways, sequence = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["sequence"]
+    named = [(f"stages.{i}.data", s.data, config.accumulate) for i, s in enumerate(config.stages)]
     if config.validation is not None:
-        named.append(("validation.batch_size", config.validation.batch_size, 1))
-    for name, size, parts in named:
-        check(size % (ways * parts) == 0, name, size,
+        named.append(("validation", config.validation, 1))
+    for name, data, parts in named:
+        check(data.batch_size % (ways * parts) == 0, f"{name}.batch_size", data.batch_size,
               f"must be a multiple of {ways * parts} (mesh data x fsdp = {ways}" +
               (f", accumulate = {parts})" if parts > 1 else ")"))
+        check(data.length % sequence == 0, f"{name}.length", data.length,
+              f"must be a multiple of mesh.sequence={sequence}")
 
 
 def _loader(config: TrainConfig, data: Any, tokenizer: Tokenizer) -> Loader:

@@ -16,11 +16,11 @@ import numpy as np
 
 from jaxllm.config import check
 from jaxllm.data.batch import Batch
-from jaxllm.parallel import batch_sharding, make_mesh, on_mesh
+from jaxllm.parallel import make_mesh, on_mesh, token_sharding
 from jaxllm.parallel.collectives import KINDS, collectives
 from jaxllm.parallel.devices import Device
 from jaxllm.training.config import TrainConfig
-from jaxllm.training.loop import Objective, flops_per_token
+from jaxllm.training.loop import Objective, check_batches, flops_per_token
 from jaxllm.training.optimizer import make_optimizer
 from jaxllm.training.state import init_state, state_shardings
 from jaxllm.training.step import jit_step, make_step
@@ -78,6 +78,7 @@ def plan(config: TrainConfig, objective: Objective, device: Device, devices: int
     check(len(jax.devices()) >= devices, "devices", devices, f"JAX was started with {len(jax.devices())}")
     model, data = config.model, config.stages[stage].data
     mesh = make_mesh(**dataclasses.asdict(config.mesh), devices=jax.devices()[:devices])
+    check_batches(config, mesh)
     optimizer = make_optimizer(config.optimizer, config.total_steps)
     layout = state_shardings(model, optimizer, mesh)
     shapes = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
@@ -93,7 +94,7 @@ def plan(config: TrainConfig, objective: Objective, device: Device, devices: int
     link = (sum(sent.values()) - outside) / device.link + outside / device.network
 
     parameters, moments = local_bytes(state.params), local_bytes(state.opt_state)
-    local = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)), batch)
+    local = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=token_sharding(mesh)), batch)
     rows, temporary = local_bytes(local), int(analysis.temp_size_in_bytes)
     tokens = data.batch_size * data.length
     flops = flops_per_token(model, data.length) * tokens

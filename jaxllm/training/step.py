@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from jaxllm.parallel import RULES, batch_sharding, on_mesh, replicated
+from jaxllm.parallel import RULES, on_mesh, replicated, token_sharding
 from jaxllm.training.state import TrainState
 
 # (params, batch, key) -> (sum of losses, denominator, further (sum, denominator) pairs by metric name)
@@ -58,7 +58,7 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *, seed:
 
 def jit_step(step: Step, state_sharding: TrainState, mesh: Mesh, rules: Mapping[str, Any] = RULES) -> Step:
     """Jit a step with donated state and explicit shardings; activation constraints hold on `mesh`."""
-    jitted = jax.jit(step, donate_argnums=0, in_shardings=(state_sharding, batch_sharding(mesh, rules)),
+    jitted = jax.jit(step, donate_argnums=0, in_shardings=(state_sharding, token_sharding(mesh, rules)),
                      out_shardings=(state_sharding, replicated(mesh)))
 
     def run(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
