@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from jaxllm.cli.memory import keep_freed_memory
 from jaxllm.config import build, settings, to_dict
 
 
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; the config's model decides the objective."""
+    keep_freed_memory()
     from jaxllm.training import train
 
     run_dir = args.run_dir or Path("runs") / Path(args.config).stem

@@ -94,7 +94,8 @@ def plan(config: TrainConfig, objective: Objective, device: Device, devices: int
     link = (sum(sent.values()) - outside) / device.link + outside / device.network
 
     parameters, moments = local_bytes(state.params), local_bytes(state.opt_state)
-    local = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=token_sharding(mesh)), batch)
+    split = token_sharding(mesh)
+    local = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split), batch)
     rows, temporary = local_bytes(local), int(analysis.temp_size_in_bytes)
     tokens = data.batch_size * data.length
     flops = flops_per_token(model, data.length) * tokens

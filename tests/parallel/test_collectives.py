@@ -58,7 +58,10 @@ def test_a_loop_multiplies():
     x = jax.ShapeDtypeStruct((16, 64), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
 
     def run(x, weights):
-        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ jax.lax.with_sharding_constraint(w, whole)), None), x, weights)[0]
+        def layer(x, w):
+            return jnp.tanh(x @ jax.lax.with_sharding_constraint(w, whole)), None
+
+        return jax.lax.scan(layer, x, weights)[0]
 
     whole = NamedSharding(mesh, PartitionSpec())
     text = jax.jit(run, out_shardings=x.sharding).lower(x, weights).compile().as_text()
