@@ -65,7 +65,8 @@ def corrupt(
       key: PRNG key.
       maskable: bool `[B, T]`, tokens that may be masked.
       config: ratios and shares.
-      answers: int `[B]`, maskable tokens up to and including the first EOS; needed for `end_share`.
+      answers: int `[B]`, maskable tokens up to and including the first EOS; windows start within them. Needed for
+        `end_share`; without it windows start anywhere in the maskable tokens.
 
     Returns:
       masked: bool `[B, T]`. weight: float32 `[B, T]`, 1/t on a masked token of a uniform row; on a
@@ -85,7 +86,11 @@ def corrupt(
 
     count = jnp.sum(maskable, axis=1, keepdims=True)
     index = jnp.cumsum(maskable, axis=1) - 1  # place within the row's maskable tokens
-    start = jnp.floor(jax.random.uniform(k_cut, (b, 1)) * count)
+    # Windows that would start up to block_length - 1 before the answer start with it, so that its first tokens are
+    # learned as often as others; none starts behind its end, where decoders have stopped.
+    span = count if answers is None else answers[:, None]
+    before = config.block_length - 1
+    start = jnp.maximum(jnp.floor(jax.random.uniform(k_cut, (b, 1)) * (span + before)) - before, 0)
     if config.end_share > 0 and answers is not None:
         k_which, k_back = jax.random.split(jax.random.fold_in(k_cut, 1))
         back = 1 + jnp.floor(jax.random.uniform(k_back, (b, 1)) * config.block_length)

@@ -79,5 +79,18 @@ def test_windows_meet_the_end_of_the_answer():
     config = MaskedDiffusionConfig(block_share=1.0, block_length=8, whole_share=1.0, end_share=0.5)
     _, weight = corrupt(jax.random.key(0), jnp.asarray(maskable), config, answers)
     learned = np.asarray(weight)[:, 30] > 0
-    # Half the rows always, the others when one of 8 of their 50 starting places is drawn.
-    assert learned.mean() == pytest.approx(0.5 + 0.5 * 8 / 50, abs=0.03)
+    # Half the rows always, the others when one of 8 of their 21 + 7 starting places is drawn.
+    assert learned.mean() == pytest.approx(0.5 + 0.5 * 8 / 28, abs=0.03)
+
+
+def test_windows_meet_every_token_of_the_answer_equally_often():
+    from jaxllm.diffusion import corrupt
+
+    maskable = np.zeros((8000, 60), bool)
+    maskable[:, 10:] = True
+    config = MaskedDiffusionConfig(block_share=1.0, block_length=8, whole_share=1.0)
+    _, weight = corrupt(jax.random.key(0), jnp.asarray(maskable), config, jnp.full(8000, 21))
+    learned = (np.asarray(weight) > 0).mean(0)
+    np.testing.assert_allclose(learned[10:31], 8 / 28, atol=0.02)
+    np.testing.assert_allclose(learned[31:38], np.arange(7, 0, -1) / 28, atol=0.02)
+    assert not learned[:10].any() and not learned[38:].any()
