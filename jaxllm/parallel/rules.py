@@ -18,4 +18,5 @@ RULES: Rules = {
     "kv_heads": "tensor",
     "head_dim": None,
     "mlp": "tensor",
+    "lora_rank": None,
 }
