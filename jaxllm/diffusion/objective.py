@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxllm import models
 from jaxllm.config import check
 from jaxllm.data.batch import Batch
-from jaxllm.models import ModelConfig
-from jaxllm.training.losses import cross_entropy
+from jaxllm.models import ModelConfig, RouterStats
+from jaxllm.training.losses import cross_entropy, router_losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,17 @@ def frozen(key: jax.Array, masked: jax.Array, share: float) -> jax.Array:
 def predictions(params: Any, config: ModelConfig, tokens: jax.Array, positions: jax.Array | None = None,
                 segment_ids: jax.Array | None = None, visible: jax.Array | None = None) -> jax.Array:
     """Float32 logits `[B, T, V]` in which row i predicts token i, also for models that shift by one."""
-    logits = models.apply(params, config, tokens, positions=positions, segment_ids=segment_ids, visible=visible).logits
+    return _predict(params, config, tokens, positions, segment_ids, visible)[0]
+
+
+def _predict(params: Any, config: ModelConfig, tokens: jax.Array, positions: jax.Array | None,
+             segment_ids: jax.Array | None, visible: jax.Array | None) -> tuple[jax.Array, RouterStats | None]:
+    """`predictions`, and what a mixture's routers did."""
+    out = models.apply(params, config, tokens, positions=positions, segment_ids=segment_ids, visible=visible)
+    return _unshifted(out.logits, config, positions), out.aux
+
+
+def _unshifted(logits: jax.Array, config: ModelConfig, positions: jax.Array | None) -> jax.Array:
     if not config.shift_logits:
         return logits
     shifted = jnp.concatenate([logits[:, :1], logits[:, :-1]], axis=1)
@@ -133,7 +143,8 @@ def predictions(params: Any, config: ModelConfig, tokens: jax.Array, positions: 
 
 
 def masked_diffusion_loss(model: ModelConfig, config: MaskedDiffusionConfig):
-    """LLaDA's loss: cross-entropy on masked tokens over t, divided by the maskable tokens of the batch."""
+    """LLaDA's loss: cross-entropy on masked tokens over t, divided by the maskable tokens of the batch; a
+    mixture's router losses on top."""
     check(model.mask_id is not None, "model.mask_id", None, "a masked-diffusion model needs a mask token id")
 
     def loss_fn(params: Any, batch: Batch, key: jax.Array):
@@ -149,13 +160,14 @@ def masked_diffusion_loss(model: ModelConfig, config: MaskedDiffusionConfig):
         if config.frozen_share > 0:
             visible = frozen(jax.random.fold_in(key, 2), masked, config.frozen_share)
         noisy = jnp.where(masked, model.mask, batch.tokens)
-        logits = predictions(params, model, noisy, batch.positions, segments, visible)
+        logits, aux = _predict(params, model, noisy, batch.positions, segments, visible)
         loss = cross_entropy(logits, batch.tokens)
         right = (jnp.argmax(logits, -1) == batch.tokens).astype(jnp.float32)
         count = jnp.sum(maskable).astype(jnp.float32)
         learned = (weight > 0).astype(jnp.float32)
         metrics = {"train/accuracy": (jnp.sum(right * learned), jnp.sum(learned))}
-        return jnp.sum(loss * weight), count, metrics
+        total, further = router_losses(model, aux, jnp.sum(loss * weight), count)
+        return total, count, metrics | further
 
     return loss_fn
 

@@ -11,7 +11,7 @@ its neighbours.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,9 @@ from flax import struct
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from jaxllm.models.config import Dispatch, Router
 from jaxllm.models.moe_blocks import blocks, combine, sort_by_expert
 from jaxllm.parallel import active_mesh, active_spec
-
-Router = Literal["softmax", "softmax_renormalized", "sigmoid"]
-Dispatch = Literal["auto", "dense", "blocks", "ragged"]
 
 
 @struct.dataclass

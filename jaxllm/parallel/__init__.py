@@ -1,7 +1,8 @@
 """Meshes and shardings: one mesh builder, one table from logical axis names to mesh axes.
 
 Entry points: `make_mesh`, `RULES`, `shardings`, `batch_sharding`, `replicated`, `on_mesh`.
-`active_mesh` and `active_spec` tell a model the mesh it runs on. The sequence axis comes with the training-at-scale work.
+`active_mesh` and `active_spec` tell a model the mesh it runs on. The sequence axis comes with the
+training-at-scale work.
 """
 
 from jaxllm.parallel.mesh import make_mesh

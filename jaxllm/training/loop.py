@@ -22,7 +22,8 @@ from jaxllm.data import Loader, build_word_tokenizer, load_tokenizer, make_task,
 from jaxllm.data.tokenizer import SPECIAL_TOKENS
 from jaxllm.files import read_jsonl, write_json
 from jaxllm.models import ModelConfig
-from jaxllm.parallel import batch_sharding, make_mesh, replicated
+from jaxllm.models.config import RUN_FIELDS
+from jaxllm.parallel import batch_sharding, make_mesh, on_mesh, replicated
 from jaxllm.studies import plot_curves
 from jaxllm.training.config import TrainConfig
 from jaxllm.training.optimizer import learning_rate, make_optimizer
@@ -63,7 +64,7 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
     tokenizer = run_tokenizer(config, saved if resume and saved.exists() else None)
     optimizer = make_optimizer(config.optimizer, config.total_steps)
     rate = learning_rate(config.optimizer, config.total_steps)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, expert=config.mesh.expert)
     _check_batches(config, mesh.shape["data"] * mesh.shape["fsdp"])
     layout = state_shardings(config.model, optimizer, mesh)
     checkpointer = Checkpointer(run_dir / "checkpoints", config.keep)
@@ -109,7 +110,8 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
         if validation is not None and (done % config.validate_every == 0 or done == config.total_steps):
             total = np.zeros(2)
             for i in range(config.validation_batches):
-                total += np.array(validate(state.params, validation[i], jax.random.key(i)), np.float64)
+                with on_mesh(mesh):
+                    total += np.array(validate(state.params, validation[i], jax.random.key(i)), np.float64)
             tracker.log({"validation/nll_per_token": total[0] / total[1],
                          "validation/perplexity": float(np.exp(total[0] / total[1]))}, done)
             log(f"step {done} validation nll/token {total[0] / total[1]:.4f}")
@@ -166,8 +168,8 @@ def _from_pretrained(config: TrainConfig, optimizer: optax.GradientTransformatio
     params, found = load_pretrained(config.init_from, mesh=mesh, dtype=config.model.weight_dtype)
     mine = to_dict(config.model)
     for name, value in to_dict(found).items():
-        check(name in ("weight_dtype", "activation_dtype", "remat") or mine[name] == value, f"model.{name}",
-              mine[name], f"the checkpoint {config.init_from} has {value!r}; leave it out of the config")
+        check(name in RUN_FIELDS or mine[name] == value, f"model.{name}", mine[name],
+              f"the checkpoint {config.init_from} has {value!r}; leave it out of the config")
 
     def start(params: Any) -> TrainState:
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
@@ -198,8 +200,8 @@ PEAK_FLOPS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12, "NVIDIA A1
 
 
 def flops_per_token(model: ModelConfig, length: int) -> float:
-    """Training FLOPs of one token in a row of `length`: 6 per weight, 12 L H K T for attention (PaLM, appendix B)."""
-    weights = model.num_parameters - (0 if model.tie_embeddings else model.vocab_size * model.d_model)
+    """Training FLOPs of one token in a row of `length`: 6 per weight met, 12 L H K T for attention (PaLM, app. B)."""
+    weights = model.active_parameters - (0 if model.tie_embeddings else model.vocab_size * model.d_model)
     return 6.0 * weights + 12.0 * model.num_layers * model.num_heads * model.head_dim * length
 
 
