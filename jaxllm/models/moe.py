@@ -110,7 +110,7 @@ def experts(
         among a token's ids.
     """
     impl = default_dispatch() if impl == "auto" else impl
-    run = {"dense": _dense, "blocks": blocks, "ragged": _ragged}[impl]
+    run: Any = {"dense": _dense, "blocks": blocks, "ragged": _ragged}[impl]
     return run(x, ids, weights.astype(jnp.float32), params["gate"], params["up"], params["down"], scale_input)
 
 
