@@ -124,8 +124,9 @@ def mesh_experts(
     and its own slice of their width; the parts are summed across devices. Exact, without all-to-all.
     """
     def flat(x: jax.Array, ids: jax.Array, weights: jax.Array, params: Mapping[str, jax.Array]) -> jax.Array:
-        rows = (a.reshape(-1, a.shape[-1]) for a in (x, ids, weights))
-        return experts(*rows, params, impl, scale_input=scale_input).reshape(x.shape)
+        k = ids.shape[-1]
+        return experts(x.reshape(-1, x.shape[-1]), ids.reshape(-1, k), weights.reshape(-1, k), params, impl,
+                       scale_input=scale_input).reshape(x.shape)
 
     mesh = active_mesh()
     if mesh is None:
