@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from jaxllm import models
 from jaxllm.checkpoint.hf_config import config_to_huggingface, read_config
-from jaxllm.checkpoint.names import Stored, stored
+from jaxllm.checkpoint.names import Stored, shape_of, split_fused, stored
 from jaxllm.config import ConfigError
 from jaxllm.models import ModelConfig, api
 from jaxllm.parallel import RULES, make_mesh, shardings
@@ -35,7 +35,7 @@ _IGNORED = ("rotary_emb.inv_freq",)
 def load_pretrained(
     directory: str | Path, mesh: Mesh | None = None, rules: Mapping[str, Any] = RULES, dtype: str | None = None,
 ) -> tuple[api.Params, ModelConfig]:
-    """Parameters and description of a LLaDA, Dream, Llama, Qwen2 or Qwen3 directory.
+    """Parameters and description of a directory of a supported family (`hf_config.FAMILIES`).
 
     Files are mapped, not read whole: each device is handed its slice of each leaf. Beside it the host
     holds that slice alone, twice while its layers are stacked.
@@ -68,6 +68,10 @@ def place(config: ModelConfig, tensors: Mapping[str, Any], mesh: Mesh | None, ru
     layout = shardings(models.logical_axes(config), mesh, rules, shapes=abstract)
     where = jax.tree_util.tree_map_with_path(
         lambda path, leaf: stored(config, tuple(p.key for p in path), leaf.shape), abstract)
+    try:
+        tensors = split_fused(tensors, config)
+    except ConfigError as err:
+        raise ConfigError(f"{source}: {err}") from None
     _check_names(where, tensors, config, source)
 
     def make(leaf: jax.ShapeDtypeStruct, sharding: Any, at: Stored) -> jax.Array:
@@ -100,8 +104,7 @@ def save_pretrained(
     shards: list[dict[str, np.ndarray]] = [{}]
     for path, leaf in flat:
         at = stored(config, tuple(p.key for p in path), leaf.shape)
-        for i, name in enumerate(at.names):
-            tensor = at.write(np.asarray(leaf[i] if at.stacked else leaf))
+        for name, tensor in at.pieces(leaf):
             if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > shard_bytes:
                 _write_shard(aside, shards)
             shards[-1][name] = tensor
@@ -185,8 +188,7 @@ def _check_names(where: Any, tensors: Mapping[str, Any], config: ModelConfig, so
         raise ConfigError(f"{source}: tensors that a {config.family} model of this config does not have: "
                           f"{_some(extra)}")
     for name, shape in expected.items():
-        found = tuple(tensors[name].get_shape() if hasattr(tensors[name], "get_shape") else tensors[name].shape)
-        if found != shape:
+        if (found := shape_of(tensors[name])) != shape:
             raise ConfigError(f"{source}: tensor {name!r} has shape {list(found)}, the config asks for {list(shape)}")
 
 

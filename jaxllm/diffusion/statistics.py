@@ -26,10 +26,9 @@ def layer_rows(record: Record, row: int, model: ModelConfig, config: DecodeConfi
 
 
 def forward_flops(record: Record, row: int, model: ModelConfig, config: DecodeConfig, prompt_length: int) -> float:
-    """FLOPs of one row's decode: 2 per weight and row, 4 H K N per row of attention, the head on candidates."""
+    """FLOPs of one row's decode: 2 per weight it meets, 4 H K N per row of attention, the head on candidates."""
     c, whole = model, prompt_length + config.gen_length
-    weights = c.d_model * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads) + 3 * c.d_model * c.d_mlp
-    per_row = 2 * weights + 4 * c.num_heads * c.head_dim * whole
+    per_row = 2 * c.layer_weights_per_token + 4 * c.num_heads * c.head_dim * whole
     passes = 2 if config.cfg_scale > 0 else 1
     heads = passes * int(record.steps[row]) * config.max_candidates * 2 * c.d_model * c.vocab_size
     drift = 0

@@ -1,7 +1,7 @@
 """Building blocks of the transformer: projections, RMSNorm, rotary positions, attention, one block.
 
 Dims: B batch, T query rows, S key rows, D model, H query heads, G key/value heads, K head width,
-F MLP width, L layers, V vocabulary. Keys and values are held head-major, `[B, G, S, K]`, so that the
+F MLP width, E experts, L layers, V vocabulary. Keys and values are held head-major, `[B, G, S, K]`, so that the
 batched matmuls of attention need no transpose and a cache is updated in place.
 """
 
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.moe import RouterStats, mesh_experts, route
 from jaxllm.models.rope import inverse_frequencies
 
 # Queries are processed in chunks of this many rows once T is larger, so the weights of a whole
@@ -40,6 +41,7 @@ class Projection(nn.Module):
     bias: bool = False
     init_scale: float = 1.0
     weight_dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    precision: lax.Precision | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -51,7 +53,7 @@ class Projection(nn.Module):
         kernel: Any = self.param("kernel", nn.with_logical_partitioning(init, tuple(self.axes)),
                             tuple(self.shape), self.weight_dtype)
         y = lax.dot_general(x, kernel.astype(x.dtype),
-                            ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())))
+                            ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())), precision=self.precision)
         if self.bias:
             bias: Any = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, tuple(self.axes[n:])),
                               tuple(self.shape[n:]), self.weight_dtype)
@@ -162,6 +164,73 @@ def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) ->
     return weighted_values(attention_weights(q, k, mask), v)
 
 
+class SwiGLU(nn.Module):
+    """The dense MLP: `down(silu(gate(x)) * up(x))`."""
+
+    d_model: int
+    d_mlp: int
+    init_scale: float
+    weight_dtype: jnp.dtype
+
+    def setup(self) -> None:
+        """Declare the three matrices."""
+        d, f, w = self.d_model, self.d_mlp, self.weight_dtype
+        self.gate = Projection((d, f), ("embed", "mlp"), weight_dtype=w)
+        self.up = Projection((d, f), ("embed", "mlp"), weight_dtype=w)
+        self.down = Projection((f, d), ("mlp", "embed"), init_scale=self.init_scale, weight_dtype=w)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[..., D]` to `[..., D]`."""
+        return self.down(nn.silu(self.gate(x)) * self.up(x))
+
+
+class ExpertKernel(nn.Module):
+    """One matrix per expert, `[E, in, out]`."""
+
+    shape: tuple[int, int, int]
+    axes: tuple[str, str, str]
+    init_scale: float
+    weight_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """The stacked matrices."""
+        init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "truncated_normal", in_axis=1, out_axis=2,
+                                                batch_axis=0)
+        kernel: Any = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape,
+                                 self.weight_dtype)
+        return kernel
+
+
+class MixtureOfExperts(nn.Module):
+    """Router, experts and, if asked for, an expert that every token goes through."""
+
+    config: ModelConfig
+    init_scale: float
+
+    def setup(self) -> None:
+        """Declare router and experts."""
+        c, w = self.config, dtype_of(self.config.weight_dtype)
+        e, d, f = c.num_experts, c.d_model, c.d_expert
+        self.router = Projection((d, e), ("embed", "router"), weight_dtype=w, precision=lax.Precision.HIGHEST)
+        self.gate = ExpertKernel((e, d, f), ("expert", "embed", "mlp"), 1.0, w)
+        self.up = ExpertKernel((e, d, f), ("expert", "embed", "mlp"), 1.0, w)
+        self.down = ExpertKernel((e, f, d), ("expert", "mlp", "embed"), self.init_scale, w)
+        if c.d_shared_expert:
+            self.shared = SwiGLU(d, c.d_shared_expert, self.init_scale, w)
+
+    def __call__(self, x: jax.Array, valid: jax.Array | None,
+                 forced: jax.Array | None) -> tuple[jax.Array, RouterStats]:
+        """Map `[B, T, D]` to `[B, T, D]`; valid bool `[B, T]` and forced int `[B, T, k]` as for `moe.route`."""
+        c = self.config
+        logits = self.router(x.astype(jnp.float32))
+        ids, weights, stats = route(logits, c.experts_per_token, c.router, forced, valid)
+        kernels = {name: kernel().astype(x.dtype)
+                   for name, kernel in (("gate", self.gate), ("up", self.up), ("down", self.down))}
+        y = mesh_experts(x, ids, weights, kernels, c.dispatch, scale_input=c.router == "sigmoid")
+        return (y + self.shared(x) if c.d_shared_expert else y), stats
+
+
 class Block(nn.Module):
     """One pre-norm block, in two halves around attention so that decoders can cache in between."""
 
@@ -184,9 +253,12 @@ class Block(nn.Module):
             self.q_norm = RMSNorm(k, "head_dim", c.rms_norm_eps, w)
             self.k_norm = RMSNorm(k, "head_dim", c.rms_norm_eps, w)
         self.mlp_norm = RMSNorm(d, "norm", c.rms_norm_eps, w)
-        self.gate = Projection((d, f), ("embed", "mlp"), weight_dtype=w)
-        self.up = Projection((d, f), ("embed", "mlp"), weight_dtype=w)
-        self.down = Projection((f, d), ("mlp", "embed"), init_scale=residual, weight_dtype=w)
+        if c.num_experts:
+            self.moe = MixtureOfExperts(c, residual)
+        else:
+            self.gate = Projection((d, f), ("embed", "mlp"), weight_dtype=w)
+            self.up = Projection((d, f), ("embed", "mlp"), weight_dtype=w)
+            self.down = Projection((f, d), ("mlp", "embed"), init_scale=residual, weight_dtype=w)
 
     def project(self, x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries `[B, H, T, K]`, keys and values `[B, G, T, K]` of rows `[B, T, D]`, rotated."""
@@ -197,8 +269,15 @@ class Block(nn.Module):
         q, k = rotate(q, tables), rotate(k, tables)
         return q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)
 
-    def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
-        """Residual stream `[B, T, D]` after attention's output `[B, T, H, K]` and the MLP."""
+    def finish(self, x: jax.Array, attended: jax.Array, valid: jax.Array | None = None,
+               forced: jax.Array | None = None) -> tuple[jax.Array, RouterStats | None]:
+        """Residual stream `[B, T, D]` after attention's output `[B, T, H, K]` and the MLP, and what routing did.
+
+        valid and forced are for a mixture of experts, as in `moe.route`; a dense block has no statistics.
+        """
         x = x + self.o(attended)
         n = self.mlp_norm(x)
-        return x + self.down(nn.silu(self.gate(n)) * self.up(n))
+        if self.config.num_experts:
+            y, stats = self.moe(n, valid, forced)
+            return x + y, stats
+        return x + self.down(nn.silu(self.gate(n)) * self.up(n)), None

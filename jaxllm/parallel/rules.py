@@ -19,4 +19,6 @@ RULES: Rules = {
     "head_dim": None,
     "mlp": "tensor",
     "lora_rank": None,
+    "expert": "expert",
+    "router": None,
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 from flax.core import spmd
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxllm.config import ConfigError, nearest
 from jaxllm.parallel.rules import RULES
@@ -49,6 +50,23 @@ def token_sharding(mesh: Mesh, rules: Mapping[str, Any] = RULES) -> NamedShardin
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def active_mesh() -> AbstractMesh | None:
+    """The mesh of the `on_mesh` context, None outside one, on a single device, or inside a `shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 or mesh.manual_axes else mesh
+
+
+def active_spec(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
+    """The mesh axes of logical names under the mesh and rules of `on_mesh`; a dimension they do not divide is whole."""
+    mesh, rules = jax.sharding.get_abstract_mesh(), dict(spmd.get_logical_axis_rules())
+    parts: list[Any] = []
+    for size, name in zip(shape, axes, strict=True):
+        part = None if name is None else rules.get(name)
+        ways = math.prod(mesh.shape[axis] for axis in (part if isinstance(part, tuple) else (part,) if part else ()))
+        parts.append(part if ways > 1 and size % ways == 0 else None)
+    return PartitionSpec(*parts)
 
 
 @contextlib.contextmanager

@@ -7,11 +7,11 @@ a resumed run equals an uninterrupted one.
 
 from jaxllm.training.config import MeshConfig, Stage, TrainConfig
 from jaxllm.training.loop import Objective, train
-from jaxllm.training.losses import causal_loss, causal_objective, cross_entropy
+from jaxllm.training.losses import causal_loss, causal_objective, cross_entropy, router_losses
 from jaxllm.training.optimizer import OptimizerConfig, make_optimizer
 from jaxllm.training.state import TrainState, init_state, state_shardings
 from jaxllm.training.step import jit_step, make_step
 
 __all__ = ["MeshConfig", "Objective", "OptimizerConfig", "Stage", "TrainConfig", "TrainState", "causal_loss",
            "causal_objective", "cross_entropy", "init_state", "jit_step", "make_optimizer", "make_step",
-           "state_shardings", "train"]
+           "router_losses", "state_shardings", "train"]

@@ -32,6 +32,7 @@ class MeshConfig:
 
     data: int = -1
     fsdp: int = 1
+    expert: int = 1
     tensor: int = 1
     sequence: int = 1
 

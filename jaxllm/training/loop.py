@@ -22,6 +22,7 @@ from jaxllm.data import Loader, build_word_tokenizer, load_tokenizer, make_task,
 from jaxllm.data.tokenizer import SPECIAL_TOKENS
 from jaxllm.files import read_jsonl, write_json
 from jaxllm.models import ModelConfig
+from jaxllm.models.config import RUN_FIELDS
 from jaxllm.parallel import make_mesh, on_mesh, replicated, token_sharding
 from jaxllm.parallel.devices import peak_flops
 from jaxllm.studies import plot_curves
@@ -168,8 +169,8 @@ def _from_pretrained(config: TrainConfig, optimizer: optax.GradientTransformatio
     params, found = load_pretrained(config.init_from, mesh=mesh, dtype=config.model.weight_dtype)
     mine = to_dict(config.model)
     for name, value in to_dict(found).items():
-        check(name in ("weight_dtype", "activation_dtype", "remat") or mine[name] == value, f"model.{name}",
-              mine[name], f"the checkpoint {config.init_from} has {value!r}; leave it out of the config")
+        check(name in RUN_FIELDS or mine[name] == value, f"model.{name}", mine[name],
+              f"the checkpoint {config.init_from} has {value!r}; leave it out of the config")
 
     def start(params: Any) -> TrainState:
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
@@ -198,8 +199,8 @@ def _loader(config: TrainConfig, data: Any, tokenizer: Tokenizer) -> Loader:
 
 
 def flops_per_token(model: ModelConfig, length: int) -> float:
-    """Training FLOPs of one token in a row of `length`: 6 per weight, 12 L H K T for attention (PaLM, appendix B)."""
-    weights = model.num_parameters - (0 if model.tie_embeddings else model.vocab_size * model.d_model)
+    """Training FLOPs of one token in a row of `length`: 6 per weight met, 12 L H K T for attention (PaLM, app. B)."""
+    weights = model.active_parameters - (0 if model.tie_embeddings else model.vocab_size * model.d_model)
     return 6.0 * weights + 12.0 * model.num_layers * model.num_heads * model.head_dim * length
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxllm import models
 from jaxllm.data.batch import Batch
-from jaxllm.models import ModelConfig, api
+from jaxllm.models import ModelConfig, RouterStats, api
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -55,18 +55,31 @@ def token_losses(params: Any, config: ModelConfig, hidden: jax.Array,
     return loss, right
 
 
+def router_losses(
+    config: ModelConfig, aux: RouterStats | None, total: jax.Array, count: jax.Array,
+) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
+    """The sum of losses with a mixture's own losses on top, and its `moe/...` metrics as (sum, denominator) pairs.
+
+    The added loss is `balance_coef` and `z_coef` times the mean over layers, weighted by `count` so that it is divided
+    out as one term of the mean loss. A dense model's (`aux` None) comes back as it is. Balance and z are those of the
+    whole batch, or of each part of it under gradient accumulation.
+    """
+    if aux is None:
+        return total, {}
+    balance, z = jnp.mean(aux.balance), jnp.mean(aux.z)
+    added = config.balance_coef * balance + config.z_coef * z
+    spread = jnp.mean(jnp.std(aux.load, axis=-1) / jnp.maximum(jnp.mean(aux.load, axis=-1), 1e-8))
+    means = {"moe/balance": balance, "moe/z": z, "moe/load_cv": spread, "moe/loss": added}
+    return total + count * added, {name: (count * value, count) for name, value in means.items()}
+
+
 def causal_loss(config: ModelConfig):
-    """Next-token loss on the tokens with a loss weight, within their own document."""
+    """Next-token loss on the tokens with a loss weight, within their own document; with a mixture's router losses."""
     def loss_fn(params: Any, batch: Batch, key: jax.Array):
         del key
-        out = models.apply(params, config, batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids,
-                           head=False)
-        # Row i predicts token i + 1; the first token of a document has no row that predicts it.
-        same = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
-        weight = batch.loss_weights[:, 1:] * same
-        loss, right = token_losses(params, config, out.hidden[:, :-1], batch.tokens[:, 1:])
-        total, count = jnp.sum(loss * weight), jnp.sum(weight)
-        return total, count, {"train/accuracy": (jnp.sum(right * weight), count)}
+        total, count, metrics, aux = _next_token(params, config, batch)
+        total, further = router_losses(config, aux, total, count)
+        return total, count, metrics | further
 
     return loss_fn
 
@@ -75,5 +88,17 @@ def causal_objective(config: ModelConfig):
     """The causal objective as the loop takes it."""
     from jaxllm.training.loop import Objective  # the loop imports this room's public names
 
-    loss = causal_loss(config)
-    return Objective(loss=loss, validate=lambda params, batch, key: loss(params, batch, key)[:2])
+    return Objective(loss=causal_loss(config),
+                     validate=lambda params, batch, key: _next_token(params, config, batch)[:2])
+
+
+def _next_token(params: Any, config: ModelConfig, batch: Batch):
+    """Sum of losses, their weight, metrics, router statistics."""
+    out = models.apply(params, config, batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids,
+                       head=False)
+    # Row i predicts token i + 1; the first token of a document has no row that predicts it.
+    same = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
+    weight = batch.loss_weights[:, 1:] * same
+    loss, right = token_losses(params, config, out.hidden[:, :-1], batch.tokens[:, 1:])
+    total, count = jnp.sum(loss * weight), jnp.sum(weight)
+    return total, count, {"train/accuracy": (jnp.sum(right * weight), count)}, out.aux

@@ -15,7 +15,7 @@ MODEL = ModelConfig(vocab_size=32, d_model=16, num_layers=2, num_heads=4, num_kv
 
 def test_the_left_over_devices_replicate():
     mesh = make_mesh(fsdp=2, tensor=2)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "expert": 1, "sequence": 1, "tensor": 2}
     assert set(mesh.axis_types) == {AxisType.Auto}
 
 

@@ -193,9 +193,9 @@ def test_shifted_predictions_stay_in_their_document():
     params, tokens = init(model, jax.random.key(0)), batch(rows=1, length=9).tokens
     positions = np.array([[*range(5), *range(4)]], np.int32)
     segments = np.array([[1] * 5 + [2] * 4], np.int32)
-    packed = predictors(params, model, tokens, positions, segments)
+    packed = predictors(params, model, tokens, positions, segments)[0]
     for part in (slice(0, 5), slice(5, 9)):
-        alone = predictors(params, model, tokens[:, part])
+        alone = predictors(params, model, tokens[:, part])[0]
         np.testing.assert_allclose(packed[:, part], alone, atol=1e-5)
 
 
