@@ -14,6 +14,7 @@ from jaxllm.config import ConfigError
 COMMANDS = {
     "decode": ("jaxllm.cli.decode", "decode prompts with a masked-diffusion model"),
     "train": ("jaxllm.cli.train", "train a model from a config"),
+    "data": ("jaxllm.cli.data", "prepare: tokenise records once into a cache"),
     "convert": ("jaxllm.cli.convert", "convert a GGUF file or a Hugging Face directory"),
     "bench": ("jaxllm.cli.bench", "measure: decode, exact_match"),
     "quickstart": ("jaxllm.cli.quickstart", "decode held-out puzzles with the shipped model, every method"),

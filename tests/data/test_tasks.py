@@ -11,7 +11,8 @@ def naive_step(board):
     counts = [[sum(board[(r + i) % n][(c + j) % m] for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j)
                for c in range(m)] for r in range(n)]
     in_row = [[10 * board[r][c] + sum(board[r][(c + j) % m] for j in (-1, 0, 1)) for c in range(m)] for r in range(n)]
-    return in_row + in_row[:2], [[int(counts[r][c] == 3 or (board[r][c] and counts[r][c] == 2)) for c in range(m)] for r in range(n)]
+    after = [[int(counts[r][c] == 3 or (board[r][c] and counts[r][c] == 2)) for c in range(m)] for r in range(n)]
+    return in_row + in_row[:2], after
 
 
 def test_worked_answers_are_right_and_score():
