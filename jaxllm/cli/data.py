@@ -92,7 +92,7 @@ class _bar:
 
         self._progress = Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
                                   TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-        self._path, self._task, self._what = path, None, ""
+        self._path, self._task, self._what, self._shown = path, None, "", 0
 
     def __enter__(self) -> Any:
         self._progress.start()
@@ -103,6 +103,8 @@ class _bar:
 
     def _show(self, what: str, done: int, total: int) -> None:
         if what != self._what or self._task is None:
-            self._what = what
+            self._what, self._shown = what, 0
             self._task = self._progress.add_task(f"{what} {self._path.name}", total=total)
-        self._progress.update(self._task, completed=done)
+        if done == total or (done - self._shown) * 1000 >= total:  # it is told every line
+            self._shown = done
+            self._progress.update(self._task, completed=done)

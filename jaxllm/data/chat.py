@@ -18,6 +18,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jaxllm.config import ConfigError
+from jaxllm.data.sources import is_encodable
 from jaxllm.files import read_json
 
 # A template that writes today's date would give other tokens every day; it gets this one (that of Llama 3's).
@@ -89,6 +90,8 @@ def encode_chat(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence
         text, spans = _render(template, messages, tools, spans=True)
     else:
         text, spans = _by_difference(template, messages, tools)
+    if not is_encodable(text):
+        raise ChatError("the conversation holds half a surrogate pair, which is no character")
     encoded = tokenizer.encode(text, add_special_tokens=False)  # the template writes its own
     before = np.zeros(len(text) + 2, np.int64)  # learned characters before each place
     for start, end in spans:

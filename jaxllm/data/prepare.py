@@ -114,7 +114,7 @@ def _named(out: Path) -> Iterator[None]:
     except OSError as err:
         if err.filename is not None:
             raise
-        raise ConfigError(f"{out}: cannot be written ({err.strerror})") from None
+        raise ConfigError(f"{out}: not built ({err.strerror})") from None
 
 
 def open_cache(path: str | Path, tokenizer: Tokenizer, template: Callable[[], ChatTemplate | None],

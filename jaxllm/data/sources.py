@@ -191,9 +191,20 @@ def problem_of(fields: Any, kind: str | None, ignore: Collection[str]) -> str | 
     for name in needed:
         if not isinstance(fields[name], str):
             return f"{name} must be text, found {type(fields[name]).__name__}"
+        if not is_encodable(fields[name]):
+            return f"{name} holds half a surrogate pair, which is no character"
     if not fields[needed[-1]].strip():
         return f"{needed[-1]} is empty"
     return None
+
+
+def is_encodable(text: str) -> bool:
+    r"""Whether `text` is Unicode that tokenizers take; JSON may hold a lone `\ud800`."""
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _chat_problem(fields: dict[str, Any]) -> str | None:

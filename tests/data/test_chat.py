@@ -157,6 +157,7 @@ def test_loader_packs_chats_with_their_masks(tmp_path):
     ({"messages": [{"role": "user"}]}, r"chat.jsonl:2: messages\[0\]: content must be text, found NoneType"),
     ({"messages": [{"from": "user", "value": "x"}]}, r"chat.jsonl:2: messages\[0\]: a turn needs a role"),
     ({"messages": MESSAGES[:2]}, "chat.jsonl:2: messages: no assistant turn"),
+    ({"messages": [{"role": "assistant", "content": "\ud800"}]}, "chat.jsonl:2: the conversation holds half"),
     ({"messages": MESSAGES, "tools": "x"}, "chat.jsonl:2: tools must be a list"),
     ({"messages": MESSAGES * 2}, "chat.jsonl:2: 73 tokens exceed the row length 40; raise data.length"),
     ({"messages": MESSAGES, "system": "x"}, "chat.jsonl:2: unknown field 'system' in a chat record")])

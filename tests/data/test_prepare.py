@@ -257,16 +257,11 @@ prepare({str(source)!r}, {str(place / 'cache')!r}, load_tokenizer({str(place / '
 
 
 def test_a_full_disk_is_one_line(place, monkeypatch):
-    from jaxllm.data import prepare as module  # the function; its module is patched by name below
-
-    del module
-
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("jaxllm.data.prepare.write_documents", full, raising=True) if False else \
-        monkeypatch.setattr(sys.modules["jaxllm.data.prepare"], "write_documents", full)
-    with pytest.raises(ConfigError, match="cache: cannot be written .No space left on device"):
+    monkeypatch.setattr(sys.modules["jaxllm.data.prepare"], "write_documents", full)  # the room's name is the function
+    with pytest.raises(ConfigError, match="cache: not built .No space left on device"):
         prepare(write(place, KINDS["text"]), place / "cache", load_tokenizer(place / "tok"), lambda: None)
     assert not (place / "cache").exists() and not list(place.glob(".cache.*"))
 

@@ -72,6 +72,7 @@ BAD_LINES = [
     (b'{"text": 5}', "x.jsonl:2: text must be text, found int"), (b'{"text": ""}', "x.jsonl:2: text is empty"),
     (b'{"text": null}', "x.jsonl:2: text must be text, found NoneType"),
     (b'{"text": " \\n "}', "x.jsonl:2: text is empty"),
+    (b'{"text": "\\ud800"}', "x.jsonl:2: text holds half a surrogate pair"),
     (b'{"prompt": "p", "response": "r"}', "x.jsonl:2: prompt and text records are mixed"),
     (b'{"question": "a"}', r"x.jsonl:2: a record needs.*found \['question'\]"),
     (b'{"text": "a", "txet": "b"}', "x.jsonl:2: unknown field 'txet' in a text record; did you mean text.*ignore_fie"),
@@ -101,8 +102,8 @@ def _good(tmp_path, count):
 
 def test_the_first_few_are_listed(tmp_path):
     (tmp_path / "x.jsonl").write_text(GOOD + "nope\n" * 9)
-    with pytest.raises(ConfigError, match=r"9 of 10 .*x.jsonl:2: .*x.jsonl:3: .*x.jsonl:6: .*\), \.\.\.; data.max_bad") \
-            as caught:
+    listed = r"9 of 10 .*x.jsonl:2: .*x.jsonl:3: .*x.jsonl:6: .*\), \.\.\.; data.max_bad"
+    with pytest.raises(ConfigError, match=listed) as caught:
         loader(tmp_path / "x.jsonl")
     assert "x.jsonl:7" not in str(caught.value)
 
@@ -160,7 +161,8 @@ def test_an_empty_parquet_and_datasets_directory_hold_no_records(tmp_path):
     empty.to_parquet(str(tmp_path / "x.parquet"))
     empty.save_to_disk(str(tmp_path / "d"))
     datasets.DatasetDict({"train": empty}).save_to_disk(str(tmp_path / "splits"))
-    for name, message in (("x.parquet", "holds no records"), ("d", "holds no records"), ("splits", r"splits \['train'")):
+    none = "holds no records"
+    for name, message in (("x.parquet", none), ("d", none), ("splits", r"splits \['train'")):
         with pytest.raises(ConfigError, match=message):
             loader(tmp_path / name)
 
