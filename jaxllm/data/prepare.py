@@ -61,15 +61,16 @@ def prepare(
     made_from = {
         "format": FORMAT, "tokenizer": tokenizer_hash(tokenizer), "ignore_fields": sorted(ignore),
         "files": _hashes(path, lambda done: progress("reading", done, size))}
+    place = {"path": str(Path(path).resolve()), "names": file_names(path)}
     if is_cache(out):
         manifest = read_json(out / MANIFEST)
         problem = _broken(out, manifest)
         if problem is None and not _changes(manifest, made_from, template):
             BadRecords.of(manifest, str(path), max_bad_share).check(final=True)
-            if made_from["files"] != manifest["made_from"]["files"]:  # times alone: the loader need not hash again
-                manifest["made_from"]["files"] = made_from["files"]
-                write_json(out / MANIFEST, manifest)
-            return manifest, False
+            same = {**manifest, **place, "made_from": {**manifest["made_from"], "files": made_from["files"]}}
+            if same != manifest:  # times or the place alone; the loader looks there
+                write_json(out / MANIFEST, same)
+            return same, False
     bad = BadRecords(str(path), max_bad_share)
     with _named(out), aside_directory(out) as directory:
         kind = _write_columns(directory, path, tokenizer, template, bad, ignore,
@@ -82,10 +83,10 @@ def prepare(
             made_from["chat_template"] = template_hash(template())
         columns = {name: (directory / f"{name}.bin").stat().st_size for name in COLUMNS}
         manifest = {
-            "hash": content_hash(made_from), "made_from": made_from, "path": str(Path(path).resolve()), "kind": kind,
+            "hash": content_hash(made_from), "made_from": made_from, **place, "kind": kind,
             "token_type": token_type(tokenizer), "documents": bad.good, "column_bytes": columns,
             "tokens": columns["tokens"] // np.dtype(token_type(tokenizer)).itemsize,
-            "names": file_names(path), "bad": bad.to_dict()}
+            "bad": bad.to_dict()}
         write_json(directory / MANIFEST, manifest)
     return manifest, True
 

@@ -145,6 +145,17 @@ def test_another_chat_template_makes_a_chat_cache_stale_and_no_other(place):
     loader(place, place / "cache")
 
 
+def test_records_that_moved_are_found_again(place):
+    source = write(place, KINDS["text"])
+    assert run(place, source) == 0
+    (place / "new").mkdir()
+    moved = source.rename(place / "new" / source.name)
+    assert run(place, moved) == 0  # nothing to tokenise again
+    moved.write_text("changed")
+    with pytest.raises(ConfigError, match="new/data.jsonl changed"):
+        loader(place, place / "cache")
+
+
 def test_a_cache_stands_without_its_records(place):
     source = write(place, KINDS["text"])
     assert run(place, source) == 0
