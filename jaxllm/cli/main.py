@@ -15,6 +15,7 @@ COMMANDS = {
     "decode": ("jaxllm.cli.decode", "decode prompts with a masked-diffusion model"),
     "train": ("jaxllm.cli.train", "train a model from a config"),
     "plan": ("jaxllm.cli.plan", "memory, traffic and roofline of a training run on devices you do not have"),
+    "data": ("jaxllm.cli.data", "prepare: tokenise records once into a cache"),
     "convert": ("jaxllm.cli.convert", "convert a GGUF file or a Hugging Face directory"),
     "bench": ("jaxllm.cli.bench", "measure: decode, exact_match"),
     "quickstart": ("jaxllm.cli.quickstart", "decode held-out puzzles with the shipped model, every method"),

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from jaxllm import tracking
 from jaxllm.checkpoint import Checkpointer, config_to_huggingface, load_pretrained, save_pretrained
 from jaxllm.config import ConfigError, check, to_dict
-from jaxllm.data import Loader, build_word_tokenizer, load_tokenizer, make_task, special_id
+from jaxllm.data import Loader, build_word_tokenizer, check_vocabulary, load_tokenizer, make_task, special_id
 from jaxllm.data.tokenizer import SPECIAL_TOKENS
 from jaxllm.files import read_jsonl, write_json
 from jaxllm.models import ModelConfig
@@ -125,7 +125,8 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
     if config.export:
         save_pretrained(state.params, config.model, run_dir / "model", tokenizer=tokenizer, overwrite=True)
         held_out = config.validation
-        if held_out is not None and held_out.path is None:  # what benches and the quickstart ask the model
+        # What benches and the quickstart ask the model.
+        if held_out is not None and held_out.path is None and not held_out.mixture:
             write_json(run_dir / "model" / "task.json", to_dict(held_out.task))
         log(f"wrote {run_dir / 'model'}")
     return state
@@ -137,8 +138,8 @@ def batches(config: TrainConfig, tokenizer: Tokenizer, start: int) -> Iterator[t
     for stage in config.stages:
         if start < first + stage.steps:
             loader = _loader(config, stage.data, tokenizer)
-            for step in range(max(start, first), first + stage.steps):
-                yield step, loader[step - first]
+            steps = range(max(start, first), first + stage.steps)
+            yield from zip(steps, loader.batches(steps.start - first, stage.steps), strict=True)
         first += stage.steps
 
 
@@ -147,18 +148,17 @@ def run_tokenizer(config: TrainConfig, saved: Path | None = None) -> Tokenizer:
     if (given := saved or config.tokenizer or config.init_from) is not None:
         tokenizer = load_tokenizer(given)
     else:
-        for i, stage in enumerate(config.stages):
-            check(stage.data.path is None, "tokenizer", None,
-                  f"stages.{i}.data.path={stage.data.path!r} needs a tokenizer.json; only tasks can do without")
-        tasks = [make_task(stage.data.task) for stage in config.stages]
+        sources = [(i, source) for i, stage in enumerate(config.stages) for source in stage.data.sources]
+        for i, source in sources:
+            check(source.path is None, "tokenizer", None,
+                  f"stages.{i}.data.path={source.path!r} needs a tokenizer.json; only tasks can do without")
+        tasks = [make_task(source.task) for _, source in sources]
         examples = [task.example(i) for task in tasks for i in range(TOKENIZER_EXAMPLES)]
         tokenizer = build_word_tokenizer(text for e in examples for text in (e.prompt, e.response))
         for name, token in (("mask_id", SPECIAL_TOKENS[0]), ("eos_id", SPECIAL_TOKENS[1])):
             mine, built = getattr(config.model, name), special_id(tokenizer, token)
             check(mine in (None, built), f"model.{name}", mine, f"must be {built}, {token} of the tokenizer built here")
-    size = tokenizer.get_vocab_size()
-    if size > config.model.vocab_size:
-        raise ConfigError(f"model.vocab_size={config.model.vocab_size}: the tokenizer has {size} tokens")
+    check_vocabulary(tokenizer, config.model.vocab_size)
     return tokenizer
 
 
@@ -195,7 +195,7 @@ def check_batches(config: TrainConfig, mesh: Mesh) -> None:
 def _loader(config: TrainConfig, data: Any, tokenizer: Tokenizer) -> Loader:
     if config.model.eos_id is None:
         raise ConfigError("model.eos_id=None: training needs the id that ends a document")
-    return Loader(data, tokenizer, config.model.eos_id, config.seed)
+    return Loader(data, tokenizer, config.model.eos_id, config.seed, config.tokenizer or config.init_from)
 
 
 def flops_per_token(model: ModelConfig, length: int) -> float:
