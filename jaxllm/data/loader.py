@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -47,8 +48,8 @@ class DataConfig:
 class Loader:
     """Random access to batches: `loader[step]` depends on the source, the seed and the step alone.
 
-    So a resumed run needs only its step. Every process makes the whole global batch, and `shard_batch` sends
-    each device its rows.
+    So a resumed run needs only its step, and any number of processes sees the same global order: each makes the
+    `rows` that its devices hold.
     """
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, eos_id: int, seed: int) -> None:
@@ -63,8 +64,11 @@ class Loader:
 
     def __getitem__(self, step: int) -> Batch:
         """Batch number `step`, numpy arrays `[B, T]`."""
-        b = self.config.batch_size
-        rows: list[Any] = [self._rows[step * b + i] for i in range(b)]
+        return self.rows(step, range(self.config.batch_size))
+
+    def rows(self, step: int, numbers: Iterable[int]) -> Batch:
+        """Rows `numbers` (of 0..B-1) of batch `step`: what a process holds of it, `[len(numbers), T]`."""
+        rows: list[Any] = [self._rows[step * self.config.batch_size + i] for i in numbers]
         return Batch(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
 
