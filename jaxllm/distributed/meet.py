@@ -91,8 +91,9 @@ def _visit(place: Place, deadline: float, timeout_s: float) -> None:
         except OSError as err:
             reason = err.strerror or str(err)
         time.sleep(RETRY_S)
-    raise ConfigError(f"{place.coordinator}: {place} could not reach process 0 there within {timeout_s:g} s ({reason}); "
-                      f"expected {place.count} processes: check that process 0 runs and that the port is open")
+    raise ConfigError(f"{place.coordinator}: {place} could not reach process 0 there within {timeout_s:g} s "
+                      f"({reason}); {place.count} processes were expected: check that process 0 runs and that the "
+                      "port is open")
 
 
 @contextlib.contextmanager

@@ -110,7 +110,8 @@ def find_place(config: DistributedConfig = DistributedConfig()) -> Place:
     if missing:
         raise ConfigError(f"several processes ({sources}) need {' and '.join(missing)} too")
     count, index = found["num_processes"], found["process_id"]
-    check(index < count, given["process_id"][1] or "process_id", index, f"must lie in 0..{count - 1} for {count} processes")
+    check(index < count, given["process_id"][1] or "process_id", index,
+          f"must lie in 0..{count - 1} for {count} processes")
     return Place(index, count, found["coordinator"], sources, local)
 
 
@@ -161,7 +162,9 @@ def _detect_cluster(timeout_s: float, coordinator: str | None) -> Place | None:
             count = kind.get_process_count()
             if count == 1:
                 return Place(source=name)
-            local = None if running_in_cloud_tpu_vm else kind.get_local_process_id()
+            # JAX takes one device a process in Slurm and Open MPI, unless the variable says which.
+            own = running_in_cloud_tpu_vm or os.environ.get("JAX_LOCAL_DEVICE_IDS")
+            local = None if own else kind.get_local_process_id()
             port = os.environ.get("JAX_COORDINATOR_PORT")
             where = coordinator or kind.get_coordinator_address(int(timeout_s), port)
             return Place(kind.get_process_id(), count, where, name, None if local is None else (local,))

@@ -24,7 +24,7 @@ END_S = 3600.0
 VISIBLE_S = 60.0
 
 
-def initialize(config: DistributedConfig = DistributedConfig(), log: Callable[[str], None] = print) -> Place:
+def initialize(config: DistributedConfig, log: Callable[[str], None] = print) -> Place:
     """Find this process's place, wait for the others, start `jax.distributed`; nothing to do for a single process.
 
     Call it before anything asks for a device.
@@ -47,7 +47,7 @@ def initialize(config: DistributedConfig = DistributedConfig(), log: Callable[[s
 
 
 @contextlib.contextmanager
-def session(config: DistributedConfig = DistributedConfig(), report: Callable[[BaseException], int] | None = None,
+def session(config: DistributedConfig, report: Callable[[BaseException], int] | None = None,
             log: Callable[[str], None] = print) -> Iterator[Place]:
     """`initialize`, and an end that fits: all leave together, or a failed one leaves at once.
 

@@ -140,7 +140,8 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
     return state
 
 
-def batches(config: TrainConfig, tokenizer: Tokenizer, start: int, sharding: NamedSharding) -> Iterator[tuple[int, Any]]:
+def batches(config: TrainConfig, tokenizer: Tokenizer, start: int,
+            sharding: NamedSharding) -> Iterator[tuple[int, Any]]:
     """(step, batch on devices) from step `start` to the end of the last stage."""
     first = 0
     for stage in config.stages:
