@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxllm"
-ORDER = ["config", "files", "tracking", "studies", "parallel", "models", "checkpoint", "data", "training", "diffusion",
-         "bench", "cli"]
+ORDER = ["config", "files", "distributed", "tracking", "studies", "parallel", "models", "checkpoint", "data",
+         "training", "diffusion", "bench", "cli"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -114,14 +114,14 @@ class Stored:
         part = np.asarray(tensor[_times(index[0], k)])
         return part.reshape(-1, k)[:, index[1]]
 
-    def pieces(self, leaf: Any) -> Iterator[tuple[str, np.ndarray]]:
-        """Their tensors of our leaf by name, one layer in memory at a time."""
+    def pieces(self, leaf: Any, host: Callable[[Any], np.ndarray] = np.asarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Their tensors of our leaf by name, one layer in memory at a time, brought there by `host`."""
         if not self.stacked:
-            yield self.names[0], self.write(np.asarray(leaf))
+            yield self.names[0], self.write(host(leaf))
             return
         each = self.experts or 1
         for i in range(leaf.shape[0]):
-            layer = np.asarray(leaf[i])
+            layer = host(leaf[i])
             for j in range(each):
                 yield self.names[i * each + j], self.write(layer[j] if self.experts else layer)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import traceback
 from collections.abc import Sequence
 
 from jaxllm import __version__
@@ -57,14 +58,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         return importlib.import_module(COMMANDS[args.command][0]).run(args) or 0
-    except ConfigError as err:
+    except (Exception, KeyboardInterrupt) as err:
+        return report(err)
+
+
+def report(err: BaseException) -> int:
+    """Print an error, in one line where the user can mend it; the exit code that fits."""
+    if isinstance(err, ConfigError):
         print(f"jaxllm: error: {' '.join(str(err).split())}", file=sys.stderr)
         return 2
-    except OSError as err:
-        if err.filename is None:  # not about a file that was named
-            raise
+    if isinstance(err, OSError) and err.filename is not None:  # about a file that was named
         print(f"jaxllm: error: {err.filename}: {err.strerror}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    if isinstance(err, KeyboardInterrupt):
         print("jaxllm: interrupted", file=sys.stderr)
         return 130
+    traceback.print_exception(err)
+    return 1

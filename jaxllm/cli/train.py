@@ -20,13 +20,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; the config's model decides the objective."""
-    keep_freed_memory()
+    from jaxllm import distributed
+    from jaxllm.cli.main import report
     from jaxllm.training import train
 
+    keep_freed_memory()
     run_dir = args.run_dir or Path("runs") / Path(args.config).stem
     config, objective = open_config(args.config, args.overrides)
-    train(config, objective, run_dir, resume=args.resume)
-    summarize_run(run_dir)
+    with distributed.session(config.distributed, report):
+        with distributed.Watchdog(config.distributed.watchdog_s, config.total_steps) as watchdog:
+            train(config, objective, run_dir, resume=args.resume, on_step=watchdog.beat)
+        if distributed.is_primary():
+            summarize_run(run_dir)
     return 0
 
 

@@ -6,6 +6,7 @@ import dataclasses
 
 from jaxllm.config import check
 from jaxllm.data import DataConfig
+from jaxllm.distributed import DistributedConfig
 from jaxllm.models import ModelConfig
 from jaxllm.training.optimizer import OptimizerConfig
 
@@ -56,6 +57,7 @@ class TrainConfig:
       keep: checkpoints kept.
       export: also write `run_dir/model` in Hugging Face layout at the end.
       seed: of parameters, data order and masking.
+      distributed: how processes find each other, and the watchdog's patience.
     """
 
     model: ModelConfig
@@ -73,6 +75,7 @@ class TrainConfig:
     keep: int = 2
     export: bool = True
     seed: int = 0
+    distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self) -> None:
         check(len(self.stages) >= 1, "stages", self.stages, "needs at least one stage of steps and data")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from tokenizers import Tokenizer
 
-from jaxllm import tracking
+from jaxllm import __version__, distributed, tracking
 from jaxllm.checkpoint import Checkpointer, config_to_huggingface, load_pretrained, save_pretrained
 from jaxllm.config import ConfigError, check, to_dict
 from jaxllm.data import Loader, build_word_tokenizer, check_vocabulary, load_tokenizer, make_task, special_id
@@ -23,7 +24,7 @@ from jaxllm.data.tokenizer import SPECIAL_TOKENS
 from jaxllm.files import read_jsonl, write_json
 from jaxllm.models import ModelConfig
 from jaxllm.models.config import RUN_FIELDS
-from jaxllm.parallel import make_mesh, on_mesh, replicated, token_sharding
+from jaxllm.parallel import batch_rows, make_mesh, on_mesh, replicated, shard_batch, token_sharding
 from jaxllm.parallel.devices import peak_flops
 from jaxllm.studies import plot_curves
 from jaxllm.training.config import TrainConfig
@@ -51,12 +52,15 @@ class Objective:
 
 
 def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, resume: bool = False,
-          log: Callable[[str], None] = print) -> TrainState:
+          log: Callable[[str], None] = print, on_step: Callable[[int], None] = lambda done: None) -> TrainState:
     """Run all stages of `config`; writes metrics, manifest, tokenizer, checkpoints and a curve under `run_dir`.
 
     With `resume` the newest checkpoint is restored and the run goes on as if it had never stopped:
-    data and randomness depend on the step alone.
+    data and randomness depend on the step alone. Of several processes each makes its part of the batches and saves
+    its part of the state; process 0 alone writes the rest. `on_step` hears how many steps are done.
     """
+    primary = distributed.is_primary()
+    log = log if primary else lambda text: None
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     if config.export:
@@ -66,6 +70,7 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
     optimizer = make_optimizer(config.optimizer, config.total_steps)
     rate = learning_rate(config.optimizer, config.total_steps)
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
+    sharding = token_sharding(mesh)
     check_batches(config, mesh)
     layout = state_shardings(config.model, optimizer, mesh)
     checkpointer = Checkpointer(run_dir / "checkpoints", config.keep)
@@ -75,6 +80,7 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
 
     key = jax.random.key(config.seed)
     start = checkpointer.latest()
+    _agree(run_dir, config, tokenizer, start)
     if resume and start is not None:
         state = checkpointer.restore(start, jax.eval_shape(fresh, key), layout)
         log(f"resumed at step {start}")
@@ -86,15 +92,18 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
     else:
         state, start = jax.jit(fresh, out_shardings=layout)(key), 0
 
-    tokenizer.save(str(saved))
-    tracking.write_manifest(run_dir, config, seeds={"run": config.seed}, extra={"resumed_at": start})
-    tracker = tracking.open_tracker(run_dir, resume_step=start if resume else None)
+    if primary:
+        tokenizer.save(str(saved))
+        tracking.write_manifest(run_dir, config, seeds={"run": config.seed},
+                                extra={"resumed_at": start, "processes": distributed.process_count()})
+    tracker = tracking.open_tracker(run_dir, resume_step=start if resume else None) if primary \
+        else tracking.Trackers([])
     step_fn = jit_step(make_step(objective.loss, optimizer, seed=config.seed + 1, accumulate=config.accumulate),
                        layout, mesh)
-    validate = jax.jit(objective.validate, in_shardings=(layout.params, token_sharding(mesh), replicated(mesh)))
+    validate = jax.jit(objective.validate, in_shardings=(layout.params, sharding, replicated(mesh)))
     validation = None if config.validation is None else _loader(config, config.validation, tokenizer)
     mark, tokens = time.perf_counter(), 0
-    for step, batch in batches(config, tokenizer, start):
+    for step, batch in batches(config, tokenizer, start, sharding):
         state, metrics = step_fn(state, batch)
         done = step + 1
         tokens += batch.tokens.size
@@ -112,35 +121,58 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
             total = np.zeros(2)
             with on_mesh(mesh):
                 for i in range(config.validation_batches):
-                    total += np.array(validate(state.params, validation[i], jax.random.key(i)), np.float64)
+                    batch = _on_devices(validation, i, sharding)
+                    total += np.array(validate(state.params, batch, jax.random.key(i)), np.float64)
             tracker.log({"validation/nll_per_token": total[0] / total[1],
                          "validation/perplexity": float(np.exp(total[0] / total[1]))}, done)
             log(f"step {done} validation nll/token {total[0] / total[1]:.4f}")
             mark, tokens = time.perf_counter(), 0
         if done == config.total_steps or (config.save_every and done % config.save_every == 0):
             checkpointer.save(done, state)
+        on_step(done)
     checkpointer.close()
     tracker.close()
-    plot_curves(run_dir / "curve.png", read_jsonl(run_dir / "metrics.jsonl"), CURVES)
+    if primary:
+        plot_curves(run_dir / "curve.png", read_jsonl(run_dir / "metrics.jsonl"), CURVES)
     if config.export:
         save_pretrained(state.params, config.model, run_dir / "model", tokenizer=tokenizer, overwrite=True)
         held_out = config.validation
         # What benches and the quickstart ask the model.
-        if held_out is not None and held_out.path is None and not held_out.mixture:
+        if primary and held_out is not None and held_out.path is None and not held_out.mixture:
             write_json(run_dir / "model" / "task.json", to_dict(held_out.task))
         log(f"wrote {run_dir / 'model'}")
     return state
 
 
-def batches(config: TrainConfig, tokenizer: Tokenizer, start: int) -> Iterator[tuple[int, Any]]:
-    """(step, batch) from step `start` to the end of the last stage."""
+def batches(config: TrainConfig, tokenizer: Tokenizer, start: int,
+            sharding: NamedSharding) -> Iterator[tuple[int, Any]]:
+    """(step, batch on devices) from step `start` to the end of the last stage."""
     first = 0
     for stage in config.stages:
         if start < first + stage.steps:
             loader = _loader(config, stage.data, tokenizer)
+            size, rows = stage.data.batch_size, batch_rows(stage.data.batch_size, sharding)
             steps = range(max(start, first), first + stage.steps)
-            yield from zip(steps, loader.batches(steps.start - first, stage.steps), strict=True)
+            made = loader.batches(steps.start - first, stage.steps, rows)
+            yield from ((step, shard_batch(part, rows, size, sharding)) for step, part in zip(steps, made, strict=True))
         first += stage.steps
+
+
+def _on_devices(loader: Loader, step: int, sharding: NamedSharding) -> Any:
+    """Batch `step` as global arrays, of which this process makes the rows that its devices hold."""
+    size = loader.config.batch_size
+    rows = batch_rows(size, sharding)
+    return shard_batch(loader.rows(step, rows), rows, size, sharding)
+
+
+def _agree(run_dir: Path, config: TrainConfig, tokenizer: Tokenizer, start: int | None) -> None:
+    """Processes that differ would hang in their first collective, or train something that nobody asked for."""
+    distributed.check_shared(run_dir)
+    mine = dataclasses.replace(config, distributed=distributed.DistributedConfig())  # ids and addresses may differ
+    for name, value in (("versions", {"jaxllm": __version__, "jax": jax.__version__}), ("config", to_dict(mine)),
+                        ("sha256 of the tokenizer", hashlib.sha256(tokenizer.to_str().encode()).hexdigest()),
+                        ("newest checkpoint", start)):
+        distributed.agree(name, value)
 
 
 def run_tokenizer(config: TrainConfig, saved: Path | None = None) -> Tokenizer:

@@ -131,8 +131,8 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
 
     real = loop.batches
 
-    def stops_early(config, tokenizer, start):
-        for step, item in real(config, tokenizer, start):
+    def stops_early(*args):
+        for step, item in real(*args):
             if step == 5:
                 raise KeyboardInterrupt
             yield step, item
