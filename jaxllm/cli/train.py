@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("config", help="YAML file, such as configs/diffusion/game_of_life.yaml")
     parser.add_argument("--run-dir", type=Path, help="where metrics, manifest and checkpoints go; runs/NAME by default")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run directory")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on from the newest whole checkpoint of the run directory; from the start without one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.learning_rate=1e-4")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; the config's model decides the objective."""
-    from jaxllm.training import train
+    """Train; the config's model decides the objective.
+
+    Returns 0 for a finished run, the config's `stop_exit_code` for one that was stopped and saved. Errors that
+    would come again, such as a diverged loss or a full disk, end in `main` as any bad input: 2.
+    """
+    import jax
+
+    from jaxllm.training import RunStopped, train
 
     run_dir = args.run_dir or Path("runs") / Path(args.config).stem
     config, objective = open_config(args.config, args.overrides)
-    train(config, objective, run_dir, resume=args.resume)
-    summarize_run(run_dir)
+    try:
+        train(config, objective, run_dir, resume=args.resume)
+    except RunStopped as err:
+        print(f"jaxllm: {err}", file=sys.stderr)
+        return err.exit_code
+    if jax.process_index() == 0:
+        summarize_run(run_dir)
     return 0
 
 

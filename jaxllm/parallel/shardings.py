@@ -41,6 +41,17 @@ def batch_sharding(mesh: Mesh, rules: Mapping[str, Any] = RULES) -> NamedShardin
     return NamedSharding(mesh, spec(("batch",), rules))
 
 
+def shard_batch(batch: Any, mesh: Mesh, rules: Mapping[str, Any] = RULES) -> Any:
+    """A global batch that every process holds (numpy leaves `[B, ...]`), each device with its rows.
+
+    With one process the batch comes back as it is: jit places it.
+    """
+    if jax.process_count() == 1:
+        return batch
+    sharding = batch_sharding(mesh, rules)
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
