@@ -103,7 +103,10 @@ class WandbTracker:
 
 
 class TrackioTracker:
-    """Trackio, a local dashboard (`trackio show`). A resumed run goes on under the same name."""
+    """Trackio, a local dashboard (`trackio show`); a resumed run goes on under the same name.
+
+    It keeps both lines of a step that is made again after a kill.
+    """
 
     def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         import trackio  # pyright: ignore[reportMissingImports]
@@ -149,6 +152,7 @@ def open_tracker(run_dir: str | Path, config: Any = None, *, resume_step: int | 
     if not primary:
         return Trackers([])
     run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
     settings = to_dict(config) if dataclasses.is_dataclass(config) else {}
     parts: list[Tracker] = [JsonlTracker(run_dir / "metrics.jsonl", resume_step),
                             TensorBoardTracker(run_dir / "tensorboard", resume_step)]

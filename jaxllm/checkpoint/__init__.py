@@ -1,7 +1,7 @@
 """Checkpoints: training state by orbax, Hugging Face directories, GGUF files.
 
 Entry points: `load_pretrained`, `save_pretrained`, `load_gguf`, `Checkpointer`. Loading runs no remote
-code and unpickles nothing.
+code and unpickles nothing; a training checkpoint is compared with its manifest before it is restored.
 """
 
 from jaxllm.checkpoint.gguf import load_gguf, smollm2_path

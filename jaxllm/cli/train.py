@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,7 @@ def summarize_run(run_dir: Path) -> None:
     records = read_jsonl(run_dir / "metrics.jsonl")
     rows = []
     for name in ("train/loss", "train/accuracy", "validation/nll_per_token", "perf/tokens_per_s", "perf/mfu"):
-        values = [r[name] for r in records if name in r]
+        values = [r[name] for r in records if name in r and math.isfinite(r[name])]
         if values:
             best = min(values) if name.endswith(("loss", "nll_per_token")) else max(values)
             rows.append([name, values[0], values[-1], best])

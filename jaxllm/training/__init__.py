@@ -1,4 +1,4 @@
-"""Training: state, pure step with accumulation, optimiser, one loop, checkpoints, validation.
+"""Training: state, pure step with accumulation and guards, optimiser, one loop, stops, validation.
 
 Entry points: `train`, `TrainConfig`, `Objective`, `make_step`, `jit_step`, `init_state`,
 `state_shardings`, `make_optimizer`, `causal_objective`. A step is `(state, batch) -> (state, metrics)`;

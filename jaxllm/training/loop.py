@@ -135,7 +135,8 @@ def _steps(run: _Run, state: TrainState, start: int, tracker: tracking.Tracker, 
             progress.drain()  # what the steps told is on disk before a checkpoint that has them behind it
             run.checkpointer.save(done, state, validation=loss, about={"seed": config.seed})
             progress.meter.restart()
-        run.checkpointer.check()
+        if done % config.log_every == 0:
+            run.checkpointer.check()
         if progress.stop and not last:
             raise RunStopped(requests.reason or "another process was stopped", done, total, config.stop_exit_code)
     return state

@@ -45,6 +45,8 @@ class Progress:
 
     def add(self, done: int, shape: tuple[int, ...], metrics: dict[str, jax.Array], vote: Any) -> None:
         """A step was dispatched, the `done`th, on tokens of `shape` `[B, T]`; metrics and vote are still to come."""
+        if isinstance(vote, bool):  # of one process, whose own word is enough
+            self.stop |= vote
         self._queue.append((done, shape, metrics, vote))
         while len(self._queue) > AHEAD:
             self._read()

@@ -181,7 +181,7 @@ def test_all_broken_is_an_error_and_stays_one(tmp_path):
     flip(tmp_path / "1")
     no_manifest(tmp_path / "2")
     for _ in range(2):
-        with pytest.raises(CheckpointError, match="none of its 2 checkpoints is whole: 2/manifest.json: is missing; 1/"):
+        with pytest.raises(CheckpointError, match="none of its 2 checkpoints is whole: 2/manifest.json: is missing; 1"):
             Checkpointer(tmp_path).newest()
     assert names(tmp_path) == ["1", "2"]
     shutil.rmtree(tmp_path / "1")
