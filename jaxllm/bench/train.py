@@ -15,7 +15,7 @@ from jaxllm.models import ModelConfig
 from jaxllm.parallel import make_mesh
 from jaxllm.tracking import environment
 from jaxllm.training import causal_loss
-from jaxllm.training.loop import flops_per_token
+from jaxllm.training.meter import flops_per_token
 from jaxllm.training.optimizer import OptimizerConfig, make_optimizer
 from jaxllm.training.state import init_state, state_shardings
 from jaxllm.training.step import jit_step, make_step

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +16,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("config", help="YAML file, such as configs/diffusion/game_of_life.yaml")
     parser.add_argument("--run-dir", type=Path, help="where metrics, manifest and checkpoints go; runs/NAME by default")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run directory")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on from the newest whole checkpoint of the run directory; from the start without one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.learning_rate=1e-4")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; the config's model decides the objective."""
+    """Train; the config's model decides the objective.
+
+    Returns 0 for a finished run, the config's `stop_exit_code` for one that was stopped and saved. Errors that
+    would come again, such as a diverged loss or a full disk, end in `main` as any bad input: 2.
+    """
     from jaxllm import distributed
     from jaxllm.cli.main import report
-    from jaxllm.training import train
+    from jaxllm.training import RunStopped, train
 
     keep_freed_memory()
     run_dir = args.run_dir or Path("runs") / Path(args.config).stem
     config, objective = open_config(args.config, args.overrides)
     with distributed.session(config.distributed, report):
-        with distributed.Watchdog(config.distributed.watchdog_s, config.total_steps) as watchdog:
-            train(config, objective, run_dir, resume=args.resume, on_step=watchdog.beat)
+        try:
+            with distributed.Watchdog(config.distributed.watchdog_s, config.total_steps) as watchdog:
+                train(config, objective, run_dir, resume=args.resume, on_step=watchdog.beat)
+        except RunStopped as err:
+            print(f"jaxllm: {err}", file=sys.stderr)
+            return err.exit_code
         if distributed.is_primary():
             summarize_run(run_dir)
     return 0
@@ -70,7 +81,7 @@ def summarize_run(run_dir: Path) -> None:
     records = read_jsonl(run_dir / "metrics.jsonl")
     rows = []
     for name in ("train/loss", "train/accuracy", "validation/nll_per_token", "perf/tokens_per_s", "perf/mfu"):
-        values = [r[name] for r in records if name in r]
+        values = [r[name] for r in records if name in r and math.isfinite(r[name])]
         if values:
             best = min(values) if name.endswith(("loss", "nll_per_token")) else max(values)
             rows.append([name, values[0], values[-1], best])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
@@ -22,15 +21,15 @@ from jaxllm.config import ConfigError, check, to_dict
 from jaxllm.data import Loader, build_word_tokenizer, check_vocabulary, load_tokenizer, make_task, special_id
 from jaxllm.data.tokenizer import SPECIAL_TOKENS
 from jaxllm.files import read_jsonl, write_json
-from jaxllm.models import ModelConfig
 from jaxllm.models.config import RUN_FIELDS
 from jaxllm.parallel import batch_rows, make_mesh, on_mesh, replicated, shard_batch, token_sharding
-from jaxllm.parallel.devices import peak_flops
 from jaxllm.studies import plot_curves
 from jaxllm.training.config import TrainConfig
-from jaxllm.training.optimizer import learning_rate, make_optimizer
-from jaxllm.training.state import TrainState, init_state, state_shardings
+from jaxllm.training.optimizer import make_optimizer
+from jaxllm.training.progress import Progress
+from jaxllm.training.state import TrainState, init_state, new_state, state_shardings
 from jaxllm.training.step import LossFn, jit_step, make_step
+from jaxllm.training.stopping import RunStopped, StopRequests
 
 TOKENIZER_EXAMPLES = 400
 # Panels of `curve.png`.
@@ -51,128 +50,184 @@ class Objective:
     validate: Callable[[Any, Any, jax.Array], tuple[jax.Array, jax.Array]]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What stays the same from the first step to the last."""
+
+    config: TrainConfig
+    objective: Objective
+    tokenizer: Tokenizer
+    optimizer: optax.GradientTransformation
+    mesh: Mesh
+    layout: TrainState
+    checkpointer: Checkpointer
+    log: Callable[[str], None]
+
+
 def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, resume: bool = False,
           log: Callable[[str], None] = print, on_step: Callable[[int], None] = lambda done: None) -> TrainState:
     """Run all stages of `config`; writes metrics, manifest, tokenizer, checkpoints and a curve under `run_dir`.
 
-    With `resume` the newest checkpoint is restored and the run goes on as if it had never stopped:
+    With `resume` the newest whole checkpoint is restored and the run goes on as if it had never stopped:
     data and randomness depend on the step alone. Of several processes each makes its part of the batches and saves
     its part of the state; process 0 alone writes the rest. `on_step` hears how many steps are done.
+
+    Raises:
+      RunStopped: SIGTERM, SIGINT or a maintenance notice came; the run finished its step and saved.
+      Diverged: the loss was not finite or a spike, and `config` says to stop.
+      CheckpointError: a checkpoint could not be saved or restored.
+      ConfigError: the run cannot work as configured.
     """
-    primary = distributed.is_primary()
-    log = log if primary else lambda text: None
-    run_dir = Path(run_dir)
+    run_dir, primary = Path(run_dir), distributed.is_primary()
     run_dir.mkdir(parents=True, exist_ok=True)
     if config.export:
         config_to_huggingface(config.model)  # a model that cannot be written is refused before the work, not after
     saved = run_dir / "tokenizer.json"
     tokenizer = run_tokenizer(config, saved if resume and saved.exists() else None)
     optimizer = make_optimizer(config.optimizer, config.total_steps)
-    rate = learning_rate(config.optimizer, config.total_steps)
     mesh = make_mesh(**dataclasses.asdict(config.mesh))
-    sharding = token_sharding(mesh)
     check_batches(config, mesh)
-    layout = state_shardings(config.model, optimizer, mesh)
-    checkpointer = Checkpointer(run_dir / "checkpoints", config.keep)
-
-    def fresh(key: jax.Array) -> TrainState:
-        return init_state(config.model, optimizer, key)
-
-    key = jax.random.key(config.seed)
-    start = checkpointer.latest()
-    _agree(run_dir, config, tokenizer, start)
-    if resume and start is not None:
-        state = checkpointer.restore(start, jax.eval_shape(fresh, key), layout)
-        log(f"resumed at step {start}")
-    elif start is not None:
-        raise ConfigError(f"{run_dir}: already holds checkpoints up to step {start}; "
+    run = _Run(config, objective, tokenizer, optimizer, mesh, state_shardings(config.model, optimizer, mesh),
+               Checkpointer(run_dir / "checkpoints", config.keep, config.keep_best), log if primary else _silent)
+    _agree(run_dir, config, tokenizer, run.checkpointer.steps[-1:])
+    if not resume and (steps := run.checkpointer.steps):
+        raise ConfigError(f"{run_dir}: already holds checkpoints up to step {steps[-1]}; "
                           "pass --resume or another directory")
-    elif config.init_from is not None:
-        state, start = _from_pretrained(config, optimizer, mesh, layout), 0
-    else:
-        state, start = jax.jit(fresh, out_shardings=layout)(key), 0
-
+    state, start = _first_state(run, resume)
     if primary:
         tokenizer.save(str(saved))
         tracking.write_manifest(run_dir, config, seeds={"run": config.seed},
                                 extra={"resumed_at": start, "processes": distributed.process_count()})
-    tracker = tracking.open_tracker(run_dir, resume_step=start if resume else None) if primary \
-        else tracking.Trackers([])
-    step_fn = jit_step(make_step(objective.loss, optimizer, seed=config.seed + 1, accumulate=config.accumulate),
-                       layout, mesh)
-    validate = jax.jit(objective.validate, in_shardings=(layout.params, sharding, replicated(mesh)))
-    validation = None if config.validation is None else _loader(config, config.validation, tokenizer)
-    mark, tokens = time.perf_counter(), 0
-    for step, batch in batches(config, tokenizer, start, sharding):
-        state, metrics = step_fn(state, batch)
-        done = step + 1
-        tokens += batch.tokens.size
-        if done % config.log_every == 0 or done == config.total_steps:
-            values = {name: float(value) for name, value in metrics.items()}  # waits for the device
-            now = time.perf_counter()
-            values |= {"train/learning_rate": np.asarray(rate(step)).item(), "perf/tokens_per_s": tokens / (now - mark),
-                       "perf/step_s": (now - mark) / min(config.log_every, done - start)}
-            values |= _mfu(config.model, batch.tokens.shape[1], values["perf/tokens_per_s"])
-            tracker.log(values, done)
-            log(f"step {done}/{config.total_steps} loss {values['train/loss']:.4f} "
-                f"accuracy {values.get('train/accuracy', float('nan')):.4f} {values['perf/tokens_per_s']:.0f} tokens/s")
-            mark, tokens = now, 0
-        if validation is not None and (done % config.validate_every == 0 or done == config.total_steps):
-            total = np.zeros(2)
-            with on_mesh(mesh):
-                for i in range(config.validation_batches):
-                    batch = _on_devices(validation, i, sharding)
-                    total += np.array(validate(state.params, batch, jax.random.key(i)), np.float64)
-            tracker.log({"validation/nll_per_token": total[0] / total[1],
-                         "validation/perplexity": float(np.exp(total[0] / total[1]))}, done)
-            log(f"step {done} validation nll/token {total[0] / total[1]:.4f}")
-            mark, tokens = time.perf_counter(), 0
-        if done == config.total_steps or (config.save_every and done % config.save_every == 0):
-            checkpointer.save(done, state)
-        on_step(done)
-    checkpointer.close()
-    tracker.close()
+    tracker = tracking.open_tracker(run_dir, config, resume_step=start if resume else None, primary=primary)
+    with contextlib.closing(tracker), contextlib.closing(run.checkpointer), StopRequests(mesh) as requests:
+        state = _steps(run, state, start, tracker, requests, on_step)
     if primary:
         plot_curves(run_dir / "curve.png", read_jsonl(run_dir / "metrics.jsonl"), CURVES)
     if config.export:
-        save_pretrained(state.params, config.model, run_dir / "model", tokenizer=tokenizer, overwrite=True)
-        held_out = config.validation
-        # What benches and the quickstart ask the model.
-        if primary and held_out is not None and held_out.path is None and not held_out.mixture:
-            write_json(run_dir / "model" / "task.json", to_dict(held_out.task))
-        log(f"wrote {run_dir / 'model'}")
+        _export(run, state, run_dir / "model")
     return state
 
 
-def batches(config: TrainConfig, tokenizer: Tokenizer, start: int,
-            sharding: NamedSharding) -> Iterator[tuple[int, Any]]:
-    """(step, batch on devices) from step `start` to the end of the last stage."""
-    first = 0
-    for stage in config.stages:
-        if start < first + stage.steps:
-            loader = _loader(config, stage.data, tokenizer)
-            size, rows = stage.data.batch_size, batch_rows(stage.data.batch_size, sharding)
-            steps = range(max(start, first), first + stage.steps)
-            made = loader.batches(steps.start - first, stage.steps, rows)
-            yield from ((step, shard_batch(part, rows, size, sharding)) for step, part in zip(steps, made, strict=True))
-        first += stage.steps
+def _steps(run: _Run, state: TrainState, start: int, tracker: tracking.Tracker, requests: StopRequests,
+           on_step: Callable[[int], None]) -> TrainState:
+    """All steps after `start`, with their logging, validation and saves."""
+    config, total = run.config, run.config.total_steps
+    step_fn = jit_step(make_step(run.objective.loss, run.optimizer, seed=config.seed + 1, accumulate=config.accumulate,
+                                 spike_factor=config.spike_factor), run.layout, run.mesh)
+    validate = _validation(run)
+    progress = Progress(config, tracker, run.log, int(state.skipped))
+    compiled: set[tuple[int, ...]] = set()
+    for step, batch in progress.meter.waits(batches(config, run.tokenizer, start, token_sharding(run.mesh))):
+        done, last, shape = step + 1, step + 1 == total, batch.tokens.shape
+        new = shape not in compiled  # this call compiles, which is no step's time
+        if new:
+            progress.drain()
+            progress.meter.restart()
+        state, metrics = step_fn(state, batch)
+        if new:
+            compiled.add(shape)
+            progress.meter.compiled()
+        progress.add(done, shape, metrics, requests.vote(done))
+        loss = None
+        if validate is not None and (done % config.validate_every == 0 or last):
+            progress.drain()
+            loss = validate(state.params)
+            tracker.log({"validation/nll_per_token": loss, "validation/perplexity": float(np.exp(loss))}, done)
+            run.log(f"step {done} validation nll/token {loss:.4f}")
+            progress.meter.restart()
+        due = config.save_every and done % config.save_every == 0
+        if last or due or progress.stop or run.checkpointer.is_best(loss):
+            progress.drain()  # what the steps told is on disk before a checkpoint that has them behind it
+            run.checkpointer.save(done, state, validation=loss, about={"seed": config.seed})
+            progress.meter.restart()
+        if done % config.log_every == 0:
+            run.checkpointer.check()
+        on_step(done)
+        if progress.stop and not last:
+            raise RunStopped(requests.reason or "another process was stopped", done, total, config.stop_exit_code)
+    return state
 
 
-def _on_devices(loader: Loader, step: int, sharding: NamedSharding) -> Any:
-    """Batch `step` as global arrays, of which this process makes the rows that its devices hold."""
-    size = loader.config.batch_size
-    rows = batch_rows(size, sharding)
-    return shard_batch(loader.rows(step, rows), rows, size, sharding)
+def _first_state(run: _Run, resume: bool) -> tuple[TrainState, int]:
+    """The state to start from, and its step."""
+    config, key = run.config, jax.random.key(run.config.seed)
+
+    def fresh(key: jax.Array) -> TrainState:
+        return init_state(config.model, run.optimizer, key)
+
+    newest = run.checkpointer.newest() if resume else None
+    if newest is not None:
+        seed = run.checkpointer.manifest(newest)["seed"]
+        check(seed == config.seed, "seed", config.seed, f"the checkpoint of step {newest} was made with seed={seed}")
+        state = run.checkpointer.restore(newest, jax.eval_shape(fresh, key), run.layout)
+        run.log(f"resumed at step {newest}")
+        return state, newest
+    if config.init_from is None:
+        return jax.jit(fresh, out_shardings=run.layout)(key), 0
+    params, found = load_pretrained(config.init_from, mesh=run.mesh, dtype=config.model.weight_dtype)
+    mine = to_dict(config.model)
+    for name, value in to_dict(found).items():
+        check(name in RUN_FIELDS or mine[name] == value, f"model.{name}", mine[name],
+              f"the checkpoint {config.init_from} has {value!r}; leave it out of the config")
+    return jax.jit(lambda p: new_state(p, run.optimizer), out_shardings=run.layout, donate_argnums=0)(params), 0
 
 
-def _agree(run_dir: Path, config: TrainConfig, tokenizer: Tokenizer, start: int | None) -> None:
+def _validation(run: _Run) -> Callable[[Any], float] | None:
+    """Nats a token of the held-out data as a function of the parameters; None where there is none."""
+    config = run.config
+    if config.validation is None:
+        return None
+    loader = _loader(config, config.validation, run.tokenizer)
+    whole, sharding = replicated(run.mesh), token_sharding(run.mesh)
+    jitted = jax.jit(run.objective.validate, in_shardings=(run.layout.params, sharding, whole), out_shardings=whole)
+    size, rows = config.validation.batch_size, batch_rows(config.validation.batch_size, sharding)
+
+    def validate(params: Any) -> float:
+        total = np.zeros(2)
+        with on_mesh(run.mesh):
+            for i in range(config.validation_batches):
+                batch = shard_batch(loader.rows(i, rows), rows, size, sharding)
+                total += np.array(jitted(params, batch, jax.random.key(i)), np.float64)
+        return float(total[0] / total[1])
+
+    return validate
+
+
+def _export(run: _Run, state: TrainState, directory: Path) -> None:
+    """Write the model in Hugging Face layout; all processes take part, process 0 writes."""
+    save_pretrained(state.params, run.config.model, directory, tokenizer=run.tokenizer, overwrite=True)
+    held_out = run.config.validation
+    # What benches and the quickstart ask the model.
+    if distributed.is_primary() and held_out is not None and held_out.path is None and not held_out.mixture:
+        write_json(directory / "task.json", to_dict(held_out.task))
+    run.log(f"wrote {directory}")
+
+
+def _agree(run_dir: Path, config: TrainConfig, tokenizer: Tokenizer, newest: list[int]) -> None:
     """Processes that differ would hang in their first collective, or train something that nobody asked for."""
     distributed.check_shared(run_dir)
     mine = dataclasses.replace(config, distributed=distributed.DistributedConfig())  # ids and addresses may differ
     for name, value in (("versions", {"jaxllm": __version__, "jax": jax.__version__}), ("config", to_dict(mine)),
                         ("sha256 of the tokenizer", hashlib.sha256(tokenizer.to_str().encode()).hexdigest()),
-                        ("newest checkpoint", start)):
+                        ("newest checkpoint", newest)):
         distributed.agree(name, value)
+
+
+def _silent(text: str) -> None:
+    """Process 0 speaks for all."""
+
+
+def batches(config: TrainConfig, tokenizer: Tokenizer, start: int,
+            sharding: NamedSharding) -> Iterator[tuple[int, Any]]:
+    """(step, batch on devices) from step `start` to the end of the last stage; this process makes the rows it holds."""
+    first = 0
+    for stage in config.stages:
+        if start < first + stage.steps:
+            loader, size = _loader(config, stage.data, tokenizer), stage.data.batch_size
+            rows, steps = batch_rows(size, sharding), range(max(start, first), first + stage.steps)
+            made = loader.batches(steps.start - first, stage.steps, rows)
+            yield from ((step, shard_batch(part, rows, size, sharding)) for step, part in zip(steps, made, strict=True))
+        first += stage.steps
 
 
 def run_tokenizer(config: TrainConfig, saved: Path | None = None) -> Tokenizer:
@@ -194,22 +249,6 @@ def run_tokenizer(config: TrainConfig, saved: Path | None = None) -> Tokenizer:
     return tokenizer
 
 
-def _from_pretrained(config: TrainConfig, optimizer: optax.GradientTransformation, mesh: Mesh,
-                     layout: TrainState) -> TrainState:
-    """The state before the first step of a run that goes on from a checkpoint's weights."""
-    assert config.init_from is not None
-    params, found = load_pretrained(config.init_from, mesh=mesh, dtype=config.model.weight_dtype)
-    mine = to_dict(config.model)
-    for name, value in to_dict(found).items():
-        check(name in RUN_FIELDS or mine[name] == value, f"model.{name}", mine[name],
-              f"the checkpoint {config.init_from} has {value!r}; leave it out of the config")
-
-    def start(params: Any) -> TrainState:
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
-
-    return jax.jit(start, out_shardings=layout, donate_argnums=0)(params)
-
-
 def check_batches(config: TrainConfig, mesh: Mesh) -> None:
     """Every batch, and every part of it under accumulation, must split over the mesh's batch and sequence axes."""
     ways, sequence = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["sequence"]
@@ -228,17 +267,3 @@ def _loader(config: TrainConfig, data: Any, tokenizer: Tokenizer) -> Loader:
     if config.model.eos_id is None:
         raise ConfigError("model.eos_id=None: training needs the id that ends a document")
     return Loader(data, tokenizer, config.model.eos_id, config.seed, config.tokenizer or config.init_from)
-
-
-def flops_per_token(model: ModelConfig, length: int) -> float:
-    """Training FLOPs of one token in a row of `length`: 6 per weight met, 12 L H K T for attention (PaLM, app. B)."""
-    weights = model.active_parameters - (0 if model.tie_embeddings else model.vocab_size * model.d_model)
-    return 6.0 * weights + 12.0 * model.num_layers * model.num_heads * model.head_dim * length
-
-
-def _mfu(model: ModelConfig, length: int, tokens_per_s: float) -> dict[str, float]:
-    """Share of the devices' published peak; absent where no peak is known."""
-    peak = peak_flops(jax.devices()[0].device_kind)
-    if peak is None:
-        return {}
-    return {"perf/mfu": tokens_per_s * flops_per_token(model, length) / (peak * jax.device_count())}

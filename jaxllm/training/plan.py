@@ -20,7 +20,8 @@ from jaxllm.parallel import make_mesh, on_mesh, token_sharding
 from jaxllm.parallel.collectives import KINDS, collectives
 from jaxllm.parallel.devices import Device
 from jaxllm.training.config import TrainConfig
-from jaxllm.training.loop import Objective, check_batches, flops_per_token
+from jaxllm.training.loop import Objective, check_batches
+from jaxllm.training.meter import flops_per_token
 from jaxllm.training.optimizer import make_optimizer
 from jaxllm.training.state import init_state, state_shardings
 from jaxllm.training.step import jit_step, make_step

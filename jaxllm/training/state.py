@@ -15,6 +15,8 @@ from jaxllm import models
 from jaxllm.models import ModelConfig
 from jaxllm.parallel import RULES, replicated, shardings
 
+SPIKE_WINDOW = 32  # losses whose median a spike is measured against
+
 
 @struct.dataclass
 class TrainState:
@@ -24,17 +26,26 @@ class TrainState:
       step: int32 scalar, optimiser steps done; also the data cursor.
       params: parameter tree.
       opt_state: optax state.
+      skipped: int32 scalar, updates left out so far because they were not finite or a spike.
+      losses: float32 `[SPIKE_WINDOW]`, the last finite losses, NaN where there are none yet.
     """
 
     step: jax.Array
     params: Any
     opt_state: Any
+    skipped: jax.Array
+    losses: jax.Array
+
+
+def new_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step from `params`."""
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params),
+                      skipped=jnp.zeros((), jnp.int32), losses=jnp.full(SPIKE_WINDOW, jnp.nan, jnp.float32))
 
 
 def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """A fresh state; call it inside `jit` with `state_shardings` to make it in place."""
-    params = models.init(config, key)
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+    return new_state(models.init(config, key), optimizer)
 
 
 def state_shardings(
@@ -51,4 +62,4 @@ def state_shardings(
     opt_state = optax.tree_map_params(optimizer, lambda leaf, s: leaf if masked(leaf) else s,
                                       jax.eval_shape(optimizer.init, shapes), params,
                                       transform_non_params=lambda _: whole, is_leaf=masked)
-    return TrainState(step=whole, params=params, opt_state=opt_state)
+    return TrainState(step=whole, params=params, opt_state=opt_state, skipped=whole, losses=whole)

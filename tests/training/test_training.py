@@ -109,11 +109,11 @@ def test_elbo_of_uniform_model_is_log_vocabulary():
 RUN = {
     "model": dict(vocab_size=128, d_model=16, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8, d_mlp=24,
                   mask_id=0, eos_id=1, pad_id=1),
-    "stages": [{"steps": 4, "data": {"size": 16, "length": 180, "response_length": 80, "batch_size": 8,
+    "stages": [{"steps": 4, "data": {"size": 16, "length": 180, "response_length": 88, "batch_size": 8,
                                      "task": {"min_steps": 1, "max_steps": 1}}},
-               {"steps": 2, "data": {"size": 16, "length": 260, "response_length": 160, "batch_size": 8,
+               {"steps": 2, "data": {"size": 16, "length": 264, "response_length": 172, "batch_size": 8,
                                      "task": {"min_steps": 2, "max_steps": 2}}}],
-    "validation": {"size": 8, "length": 180, "response_length": 80, "batch_size": 8,
+    "validation": {"size": 8, "length": 180, "response_length": 88, "batch_size": 8,
                    "task": {"min_steps": 1, "max_steps": 1, "seed": 1_900_000_000}},
     "validation_batches": 1, "validate_every": 3, "log_every": 1, "save_every": 2, "seed": 0,
 }
