@@ -11,7 +11,7 @@ import dataclasses
 import json
 import random
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -57,6 +57,7 @@ class TaskConfig:
       grid: side of the board, in cells (game_of_life).
       min_steps, max_steps: range of simulated steps, one drawn per problem (game_of_life).
       fill: share of the board filled at the start, one draw with replacement per cell counted (game_of_life).
+      layout: how the worked answer is written, `sums` or `counts` (game_of_life).
     """
 
     name: str = "game_of_life"
@@ -65,6 +66,7 @@ class TaskConfig:
     min_steps: int = 4
     max_steps: int = 4
     fill: float = 0.5
+    layout: Literal["sums", "counts"] = "sums"
 
     def __post_init__(self) -> None:
         check(self.name in TASKS or self.name.startswith("reasoning_gym/"), "task.name", self.name,
@@ -109,16 +111,21 @@ class ReasoningGym:
 
 
 class GameOfLife:
-    """Conway's game on a torus, every intermediate board written out.
+    """Conway's game on a torus, every intermediate board written out, as JSON arrays, in one of two layouts.
 
-    The response reads `3: COUNTS = LOWER BOARD 2: COUNTS = LOWER BOARD 1: ...`, the number being that
-    of the steps still to do, the rest JSON arrays. COUNTS says for each cell 10 if it lives plus how
-    many live among itself and the cells left and right of it; its first two rows stand once more below
-    its last, so that three counts in one column decide a cell of the next board: rows 1, 2, ... first
-    (LOWER), then row 0, which starts BOARD, whose other rows repeat LOWER. Written in this order no
-    entry depends on one of the row just before it, so that a decoder which fills in many tokens at once
-    has what they depend on. The last board is the answer that reasoning-gym's `game_of_life` scorer
-    checks.
+    `sums`: `1: SUMS = BOARD 2: SUMS = BOARD ...`. SUMS says for each cell how many live among itself and the
+    cells left and right of it; its last row stands once more above the first and its first below the last, so
+    that the torus has no seam for the board that follows: three sums in one column and the cell itself decide
+    each of its cells. But the first row of sums hangs on the row just before it, which a decoder that fills in
+    many tokens at once may not have yet.
+
+    `counts`: `3: COUNTS = LOWER BOARD 2: COUNTS = LOWER BOARD 1: ...`, the number being that of the steps still
+    to do. COUNTS says for each cell 10 if it lives plus its sum as above; its first two rows stand once more
+    below its last, so that three counts in one column decide a cell of the next board: rows 1, 2, ... first
+    (LOWER), then row 0, which starts BOARD, whose other rows repeat LOWER. In this order no entry depends on one
+    of the row just before it.
+
+    The last board is the answer that reasoning-gym's `game_of_life` scorer checks.
     """
 
     def __init__(self, config: TaskConfig) -> None:
@@ -141,9 +148,14 @@ class GameOfLife:
         base = self._dataset(steps).example(index)
         board = np.array(json.loads(base.prompt.split("\n\n", 1)[1].rstrip(".")))
         lines = []
-        for left in range(steps, 0, -1):
-            counts, board = np.pad(row_counts(board), ((0, 2), (0, 0)), mode="wrap"), life_step(board)
-            lines.append(f"{left}: {_compact(counts)} = {_compact(board[1:])} {_compact(board)}")
+        for step in range(1, steps + 1):
+            before, board = board, life_step(board)
+            if c.layout == "sums":
+                sums = np.pad(row_sums(before), ((1, 1), (0, 0)), mode="wrap")
+                lines.append(f"{step}: {_compact(sums)} = {_compact(board)}")
+            else:
+                counts = np.pad(10 * before + row_sums(before), ((0, 2), (0, 0)), mode="wrap")
+                lines.append(f"{steps + 1 - step}: {_compact(counts)} = {_compact(board[1:])} {_compact(board)}")
         if board.tolist() != json.loads(base.response):
             raise RuntimeError(f"game_of_life {index}: worked answer differs from reasoning-gym's")
         return Example(prompt=base.prompt, response=" ".join(lines), entry=base.entry)
@@ -162,14 +174,14 @@ class GameOfLife:
         return self._dataset(steps).score(answer, entry)
 
 
-def row_counts(board: np.ndarray) -> np.ndarray:
-    """10 for a living cell plus the living among it and its left and right neighbour; `board` is `[rows, columns]`."""
-    return 10 * board + _around(board, axis=1)
+def row_sums(board: np.ndarray) -> np.ndarray:
+    """Living cells among each cell and its left and right neighbour on a torus; `board` is `[rows, columns]`."""
+    return _around(board, axis=1)
 
 
 def life_step(board: np.ndarray) -> np.ndarray:
     """One step of Conway's game on a torus; `board` is `[rows, columns]` of 0 and 1."""
-    around = _around(_around(board, axis=1), axis=0) - board
+    around = _around(row_sums(board), axis=0) - board
     return ((around == 3) | ((board == 1) & (around == 2))).astype(board.dtype)
 
 

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from jaxllm.data import build_word_tokenizer, make_task
 from jaxllm.data.tasks import TaskConfig
 
@@ -10,35 +12,46 @@ def naive_step(board):
     n, m = len(board), len(board[0])
     counts = [[sum(board[(r + i) % n][(c + j) % m] for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j)
                for c in range(m)] for r in range(n)]
-    in_row = [[10 * board[r][c] + sum(board[r][(c + j) % m] for j in (-1, 0, 1)) for c in range(m)] for r in range(n)]
+    sums = [[sum(board[r][(c + j) % m] for j in (-1, 0, 1)) for c in range(m)] for r in range(n)]
     alive = [[int(counts[r][c] == 3 or (board[r][c] and counts[r][c] == 2)) for c in range(m)] for r in range(n)]
-    return in_row + in_row[:2], alive
+    return sums, alive
 
 
-def test_worked_answers_are_right_and_score():
-    task = make_task(TaskConfig(min_steps=1, max_steps=4))
+def worked(board, steps, layout):
+    parts = []
+    for step in range(1, steps + 1):
+        before, (sums, board) = board, naive_step(board)
+        if layout == "sums":
+            parts.append(f"{step}: {json.dumps([sums[-1], *sums, sums[0]])} = {json.dumps(board)}")
+        else:
+            counts = [[10 * cell + s for cell, s in zip(*rows, strict=True)] for rows in zip(before, sums, strict=True)]
+            parts.append(f"{steps + 1 - step}: {json.dumps(counts + counts[:2])} = {json.dumps(board[1:])} "
+                         f"{json.dumps(board)}")
+    return " ".join(parts).replace(", ", ",")
+
+
+@pytest.mark.parametrize("layout", ["sums", "counts"])
+def test_worked_answers_are_right_and_score(layout):
+    task = make_task(TaskConfig(min_steps=1, max_steps=4, layout=layout))
     for index in range(12):
         example = task.example(index)
         board = json.loads(example.prompt.split("\n\n")[1].rstrip("."))
-        parts = []
-        for left in range(example.entry["metadata"]["simulation_steps"], 0, -1):
-            counts, board = naive_step(board)
-            parts.append(f"{left}: {json.dumps(counts)} = {json.dumps(board[1:])} {json.dumps(board)}")
-        assert example.response == " ".join(parts).replace(", ", ",")
+        assert example.response == worked(board, example.entry["metadata"]["simulation_steps"], layout)
         assert task.score(example.response, example.entry) == 1.0
         wrong = example.response[:-3] + ("0" if example.response[-3] == "1" else "1") + "]]"
         assert task.score(wrong, example.entry) < 1.0
-        for text in ("no board", "", "[[", example.response[:-1], example.response.rsplit(" ", 1)[0]):
+        for text in ("no board", "", "[[", example.response[:-1], example.response + "]"):
             assert task.score(text, example.entry) == 0.0
 
 
-def test_tokens_decode_to_an_answer_that_scores():
-    task = make_task(TaskConfig(min_steps=2, max_steps=2))
+@pytest.mark.parametrize(("layout", "tokens"), [("sums", 62), ("counts", 82)])
+def test_tokens_decode_to_an_answer_that_scores(layout, tokens):
+    task = make_task(TaskConfig(min_steps=2, max_steps=2, layout=layout))
     examples = [task.example(i) for i in range(10)]
     tokenizer = build_word_tokenizer(t for e in examples for t in (e.prompt, e.response))
     for example in examples:
         ids = tokenizer.encode(example.response).ids
-        assert len(ids) == 2 * 82
+        assert len(ids) == 2 * tokens
         assert task.score(tokenizer.decode(ids), example.entry) == 1.0
 
 
