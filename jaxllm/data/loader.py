@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -64,11 +63,11 @@ class Loader:
 
     def __getitem__(self, step: int) -> Batch:
         """Batch number `step`, numpy arrays `[B, T]`."""
-        return self.rows(step, range(self.config.batch_size))
+        return self.rows(step, 0, self.config.batch_size)
 
-    def rows(self, step: int, numbers: Iterable[int]) -> Batch:
-        """Rows `numbers` (of 0..B-1) of batch `step`: what a process holds of it, `[len(numbers), T]`."""
-        rows: list[Any] = [self._rows[step * self.config.batch_size + i] for i in numbers]
+    def rows(self, step: int, start: int, stop: int) -> Batch:
+        """Rows `start` to `stop` of batch `step`, numpy arrays `[stop - start, T]`; no other row is made."""
+        rows: list[Any] = [self._rows[step * self.config.batch_size + i] for i in range(start, stop)]
         return Batch(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
 

@@ -86,6 +86,11 @@ def is_primary() -> bool:
     return jax.process_index() == 0
 
 
+def process_index() -> int:
+    """Number of this process, from 0."""
+    return jax.process_index()
+
+
 def process_count() -> int:
     """Processes of the run."""
     return jax.process_count()
@@ -111,7 +116,7 @@ def exchange(name: str, text: str, timeout_s: float = 600.0) -> list[str]:
     client = _client()
     if client is None:
         return [text]
-    client.key_value_set(f"jaxllm/{name}/{jax.process_index()}", text, allow_overwrite=True)
+    client.key_value_set(f"jaxllm/{name}/{process_index()}", text, allow_overwrite=True)
     barrier(f"{name}/said", timeout_s)
     said = {key.rsplit("/", 1)[1]: value for key, value in client.key_value_dir_get(f"jaxllm/{name}/")}
     barrier(f"{name}/heard", timeout_s)  # nobody says the next thing under this name before

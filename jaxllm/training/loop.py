@@ -155,8 +155,8 @@ def batches(config: TrainConfig, tokenizer: Tokenizer, start: int,
 def _on_devices(loader: Loader, step: int, sharding: NamedSharding) -> Any:
     """Batch `step` as global arrays, of which this process makes the rows that its devices hold."""
     size = loader.config.batch_size
-    rows = batch_rows(size, sharding)
-    return shard_batch(loader.rows(step, rows), rows, size, sharding)
+    start, stop = batch_rows(size, sharding)
+    return shard_batch(loader.rows(step, start, stop), start, size, sharding)
 
 
 def _agree(run_dir: Path, config: TrainConfig, tokenizer: Tokenizer, start: int | None) -> None:
