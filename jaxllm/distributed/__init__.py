@@ -3,8 +3,7 @@
 The only place that knows process indices. `initialize` finds this process's place (from the config, environment
 variables, Slurm, Open MPI, TPU metadata or GKE), waits until all have come and starts `jax.distributed`; without any of
 these it does nothing. Entry points: `DistributedConfig`, `session`, `initialize`, `find_place`, `is_primary`,
-`process_index`, `process_count`, `barrier`, `exchange`,
-`agree`, `check_shared`, `Watchdog`.
+`process_index`, `process_count`, `barrier`, `exchange`, `agree`, `check_shared`, `Watchdog`.
 """
 
 from jaxllm.distributed.place import DistributedConfig, Place, find_place

@@ -63,22 +63,20 @@ def session(config: DistributedConfig, report: Callable[[BaseException], int] | 
     if place.count == 1:
         yield place
         return
-    code = 1
+    common_end = None
     try:
         try:
             yield place
         except SystemExit as err:
-            code = err.code if isinstance(err.code, int) else 1
-            barrier("end", END_S)
-            raise
+            common_end = err
         barrier("end", END_S)
-    except SystemExit:
-        raise
     except BaseException as err:
         code = (report or _traceback)(err)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    if common_end is not None:
+        raise common_end
 
 
 def is_primary() -> bool:
