@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -114,7 +114,7 @@ class Loader:
     """Random access to batches: `loader[step]` depends on the sources, the seed and the step alone.
 
     So a resumed run needs only its step, and any number of processes sees the same global order: each
-    asks `rows` for those that its devices hold and makes no other.
+    asks `rows` for its part of the batch and makes no other.
     """
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, eos_id: int, seed: int,
@@ -149,21 +149,20 @@ class Loader:
 
     def __getitem__(self, step: int) -> Batch:
         """Global batch number `step`, numpy arrays `[B, T]`."""
-        return self.rows(step, range(self.config.batch_size))
+        return self.rows(step, 0, self.config.batch_size)
 
-    def rows(self, step: int, numbers: Sequence[int]) -> Batch:
-        """Rows `numbers` (of 0..B-1) of global batch `step`, `[len(numbers), T]`; no other row is made."""
+    def rows(self, step: int, start: int, stop: int) -> Batch:
+        """Rows `start` to `stop` of global batch `step`, numpy arrays `[stop - start, T]`; no other row is made."""
         b = self.config.batch_size
-        check(len(numbers) > 0 and 0 <= min(numbers) <= max(numbers) < b, "rows", list(numbers),
-              f"must name rows of 0..{b - 1}")
-        rows: list[Row] = [self._draws[int(step) * b + i] for i in numbers]
+        check(0 <= start < stop <= b, "rows", (start, stop), f"must lie in 0..batch_size={b} and not be empty")
+        rows: list[Row] = [self._draws[int(step) * b + i] for i in range(start, stop)]
         return Batch(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
-    def batches(self, first: int, last: int, numbers: Sequence[int] | None = None) -> Iterator[Batch]:
-        """`rows(step, numbers)` for steps `first` to `last`, made ahead in `config.prefetch` threads, in order."""
+    def batches(self, first: int, last: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
+        """`rows(step, start, stop)` for steps `first` to `last`, made ahead in `config.prefetch` threads, in order."""
         import grain
 
-        steps = _Steps(self, first, last, range(self.config.batch_size) if numbers is None else numbers)
+        steps = _Steps(self, first, last, start, self.config.batch_size if stop is None else stop)
         ahead = self.config.prefetch
         options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
         iterator = iter(grain.MapDataset.source(steps).to_iter_dataset(options))
@@ -205,13 +204,14 @@ class _Steps:
     loader: Loader
     first: int
     last: int
-    numbers: Sequence[int]
+    start: int
+    stop: int
 
     def __len__(self) -> int:
         return max(self.last - self.first, 0)
 
     def __getitem__(self, index: Any) -> Batch:
-        return self.loader.rows(self.first + int(index), self.numbers)
+        return self.loader.rows(self.first + int(index), self.start, self.stop)
 
 
 def _template(config: DataConfig, tokenizer_path: str | Path | None) -> ChatTemplate:

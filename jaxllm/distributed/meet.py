@@ -54,6 +54,7 @@ def _host(place: Place, deadline: float, timeout_s: float) -> None:
                 continue  # a port scan, not one of us
             problem = _objection(place, hello, present)
             present[hello["process"]] = guest
+        server.close()  # those who know may start JAX at once, which must not talk to this socket
         for guest in present.values():
             _send(guest, {"problem": problem})
         for guest in present.values():  # they hang up first, which leaves the port free for JAX

@@ -63,27 +63,30 @@ def session(config: DistributedConfig, report: Callable[[BaseException], int] | 
     if place.count == 1:
         yield place
         return
-    code = 1
+    common_end = None
     try:
         try:
             yield place
         except SystemExit as err:
-            code = err.code if isinstance(err.code, int) else 1
-            barrier("end", END_S)
-            raise
+            common_end = err
         barrier("end", END_S)
-    except SystemExit:
-        raise
     except BaseException as err:
         code = (report or _traceback)(err)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+    if common_end is not None:
+        raise common_end
 
 
 def is_primary() -> bool:
     """Whether this process writes logs, manifests and exports. Gate only host I/O with it: collectives would hang."""
     return jax.process_index() == 0
+
+
+def process_index() -> int:
+    """Number of this process, from 0."""
+    return jax.process_index()
 
 
 def process_count() -> int:
@@ -111,7 +114,7 @@ def exchange(name: str, text: str, timeout_s: float = 600.0) -> list[str]:
     client = _client()
     if client is None:
         return [text]
-    client.key_value_set(f"jaxllm/{name}/{jax.process_index()}", text, allow_overwrite=True)
+    client.key_value_set(f"jaxllm/{name}/{process_index()}", text, allow_overwrite=True)
     barrier(f"{name}/said", timeout_s)
     said = {key.rsplit("/", 1)[1]: value for key, value in client.key_value_dir_get(f"jaxllm/{name}/")}
     barrier(f"{name}/heard", timeout_s)  # nobody says the next thing under this name before

@@ -14,10 +14,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.moe import RouterStats, mesh_experts, route
 from jaxllm.models.rope import inverse_frequencies
+from jaxllm.parallel import active_mesh, active_spec
 
 # Queries are processed in chunks of this many rows once T is larger, so the weights of a whole
 # [T, S] square never exist at once.
@@ -141,13 +143,15 @@ def attend_over_mesh(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array |
     Each device keeps its query rows and gathers the keys and values of the others; the weights stay
     split, so a device holds `[B, H, T / n, S]` of them.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    length = nn.logical_to_mesh_axes(("length",))[0]
-    if mesh.empty or length is None or mesh.shape.get(length, 1) == 1:
+    mesh = active_mesh()
+    length = None if mesh is None else active_spec(("length",), q.shape[2:3])[0]
+    if length is None:
         return attend(q, k, v, mask)
-    rows = nn.logical_to_mesh_axes(("batch", "heads", "length", "head_dim"))
-    keys = nn.logical_to_mesh_axes(("batch", "kv_heads", "length", "head_dim"))
-    out = nn.logical_to_mesh_axes(("batch", "length", "heads", "head_dim"))
+    rows = active_spec(("batch", "heads", "length", "head_dim"), q.shape)
+    keys = active_spec(("batch", "kv_heads", "length", "head_dim"), k.shape)
+    if rows[1] != keys[1]:  # key heads that do not divide: every device has all, and so all query heads
+        rows = PartitionSpec(rows[0], None, rows[2], None)
+    out = PartitionSpec(rows[0], rows[2], rows[1], None)
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
         k, v = (lax.all_gather(x, length, axis=2, tiled=True) for x in (k, v))
@@ -155,8 +159,7 @@ def attend_over_mesh(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array |
 
     if mask is None:
         return jax.shard_map(lambda q, k, v: local(q, k, v, None), in_specs=(rows, keys, keys), out_specs=out)(q, k, v)
-    batch = nn.logical_to_mesh_axes(("batch",))[0] if mask.shape[0] > 1 else None
-    seen = jax.sharding.PartitionSpec(batch, None, length if mask.shape[2] > 1 else None, None)
+    seen = PartitionSpec(rows[0] if mask.shape[0] > 1 else None, None, length if mask.shape[2] > 1 else None, None)
     return jax.shard_map(local, in_specs=(rows, keys, keys, seen), out_specs=out)(q, k, v, mask)
 
 

@@ -180,13 +180,14 @@ def _validation(run: _Run) -> Callable[[Any], float] | None:
     loader = _loader(config, config.validation, run.tokenizer)
     whole, sharding = replicated(run.mesh), token_sharding(run.mesh)
     jitted = jax.jit(run.objective.validate, in_shardings=(run.layout.params, sharding, whole), out_shardings=whole)
-    size, rows = config.validation.batch_size, batch_rows(config.validation.batch_size, sharding)
+    size = config.validation.batch_size
+    first, last = batch_rows(size, sharding)
 
     def validate(params: Any) -> float:
         total = np.zeros(2)
         with on_mesh(run.mesh):
             for i in range(config.validation_batches):
-                batch = shard_batch(loader.rows(i, rows), rows, size, sharding)
+                batch = shard_batch(loader.rows(i, first, last), first, size, sharding)
                 total += np.array(jitted(params, batch, jax.random.key(i)), np.float64)
         return float(total[0] / total[1])
 
@@ -224,9 +225,10 @@ def batches(config: TrainConfig, tokenizer: Tokenizer, start: int,
     for stage in config.stages:
         if start < first + stage.steps:
             loader, size = _loader(config, stage.data, tokenizer), stage.data.batch_size
-            rows, steps = batch_rows(size, sharding), range(max(start, first), first + stage.steps)
-            made = loader.batches(steps.start - first, stage.steps, rows)
-            yield from ((step, shard_batch(part, rows, size, sharding)) for step, part in zip(steps, made, strict=True))
+            top, bottom = batch_rows(size, sharding)
+            steps = range(max(start, first), first + stage.steps)
+            made = loader.batches(steps.start - first, stage.steps, top, bottom)
+            yield from ((step, shard_batch(part, top, size, sharding)) for step, part in zip(steps, made, strict=True))
         first += stage.steps
 
 

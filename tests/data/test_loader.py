@@ -112,7 +112,7 @@ def test_any_number_of_processes_sees_the_same_global_batch(tmp_path, processes)
     whole = make(file, batch_size=6)
     each = 6 // processes
     for step in (0, 4, 11):
-        parts = [make(file, batch_size=6).rows(step, range(p * each, (p + 1) * each)) for p in range(processes)]
+        parts = [make(file, batch_size=6).rows(step, p * each, (p + 1) * each) for p in range(processes)]
         assert [row for part in parts for row in rows_of(part)] == rows_of(whole[step])
 
 
@@ -131,10 +131,10 @@ def test_a_process_makes_its_own_rows_alone():
     finally:
         loader_module.TaskSource = original
     made.clear()
-    assert len(part.rows(1, range(4, 6)).tokens) == 2 and len(made) == 2
+    assert len(part.rows(1, 4, 6).tokens) == 2 and len(made) == 2
     for start, stop in ((3, 3), (-1, 2), (5, 11)):
         with pytest.raises(ConfigError, match="batch_size=10"):
-            part.rows(0, range(start, stop))
+            part.rows(0, start, stop)
 
 
 def test_rows_of_tasks_are_kept_up_to_a_limit(monkeypatch):
@@ -161,8 +161,7 @@ def test_prefetch_changes_neither_order_nor_content(tmp_path, prefetch):
     ahead = make(file, prefetch=prefetch)
     plain = make(file)
     assert [rows_of(b) for b in ahead.batches(3, 14)] == [rows_of(plain[s]) for s in range(3, 14)]
-    part = range(1, 3)
-    assert [rows_of(b) for b in ahead.batches(5, 8, part)] == [rows_of(plain.rows(s, part)) for s in range(5, 8)]
+    assert [rows_of(b) for b in ahead.batches(5, 8, 1, 3)] == [rows_of(plain.rows(s, 1, 3)) for s in range(5, 8)]
     assert list(ahead.batches(4, 4)) == []
     early = ahead.batches(0, 1000)
     next(early)
@@ -173,10 +172,10 @@ def test_prefetch_changes_neither_order_nor_content(tmp_path, prefetch):
 
 def test_errors_ahead_of_time_come_as_they_are():
     class Broken(Loader):
-        def rows(self, step, numbers):
+        def rows(self, step, start, stop):
             if step == 2:
                 raise ConfigError("record 7: too long")
-            return super().rows(step, numbers)
+            return super().rows(step, start, stop)
 
     config = DataConfig(length=400, response_length=None, batch_size=2, size=4, task=TaskConfig(grid=3))
     batches = Broken(config, tokenizer(), EOS, 0).batches(0, 5)
@@ -234,7 +233,7 @@ def test_loader_mixes_files_and_tasks(tmp_path):
     answers = [row[0][1] for step in range(24) for row in rows_of(mixed[step]) if row[0][0] == two]
     for epoch in range(3):  # each source runs through its own epochs
         assert len(set(answers[8 * epoch:8 * epoch + 8])) == 8
-    parts = [Loader(config, tokenizer(), EOS, 0).rows(7, range(2 * p, 2 * p + 2)) for p in range(2)]
+    parts = [Loader(config, tokenizer(), EOS, 0).rows(7, 2 * p, 2 * p + 2) for p in range(2)]
     assert [r for part in parts for r in rows_of(part)] == rows_of(mixed[7])
     task = build(DataConfig, {**data, "length": 400, "response_length": None, "mixture": [
         {"weight": 1, "path": ones}, {"weight": 1, "task": {"grid": 3}, "size": 4}]})
