@@ -9,7 +9,15 @@ import pytest
 from jaxllm.data import Batch
 from jaxllm.models import ModelConfig
 from jaxllm.parallel import make_mesh
-from jaxllm.training import OptimizerConfig, causal_loss, init_state, jit_step, make_optimizer, make_step, state_shardings
+from jaxllm.training import (
+    OptimizerConfig,
+    causal_loss,
+    init_state,
+    jit_step,
+    make_optimizer,
+    make_step,
+    state_shardings,
+)
 
 DENSE = ModelConfig(vocab_size=32, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, d_mlp=24,
                     max_length=32, causal=True)
