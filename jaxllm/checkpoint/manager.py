@@ -21,6 +21,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxllm import distributed
 from jaxllm.checkpoint.integrity import problem, read_manifest, write_manifest
 from jaxllm.config import ConfigError
 
@@ -46,7 +47,7 @@ class Checkpointer:
 
         self._ocp, self._directory = ocp, Path(directory).absolute()
         self._keep, self._keep_best = keep, keep_best
-        self._primary = jax.process_index() == 0
+        self._primary = distributed.is_primary()
         if self._primary:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._clear_unfinished()
@@ -86,7 +87,7 @@ class Checkpointer:
             validation = None  # never the best
         tree = {name: [list(x.shape), str(x.dtype)] for name, x in _named(state)}
         self._saving = step, {**(about or {}), "step": step, "validation": validation, "time": round(time.time(), 3),
-                              "processes": jax.process_count(), "devices": jax.device_count(), "tree": tree}
+                              "processes": distributed.process_count(), "devices": jax.device_count(), "tree": tree}
         self._validations[step] = validation
         try:
             self._orbax.save(self._directory / str(step), args=self._ocp.args.StandardSave(state))
@@ -117,7 +118,7 @@ class Checkpointer:
         """
         broken: dict[int, str] = {}
         for step in reversed(self.steps):
-            mine = problem(self._directory / str(step), jax.process_index(), jax.process_count())
+            mine = problem(self._directory / str(step), distributed.process_index(), distributed.process_count())
             found = next((text for text in _from_all(mine or "") if text), None)
             if found is None:
                 for bad, text in broken.items():
@@ -256,7 +257,7 @@ def _named(tree: Any) -> list[tuple[str, Any]]:
 
 def _from_all(text: str, size: int = 1 << 16) -> list[str]:
     """The texts of all processes, cut to `size` bytes, on every process."""
-    if jax.process_count() == 1:
+    if distributed.process_count() == 1:
         return [text]
     data = np.zeros(size, np.uint8)
     raw = np.frombuffer(text.encode()[:size], np.uint8)

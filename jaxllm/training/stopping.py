@@ -14,6 +14,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxllm import distributed
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -41,7 +43,7 @@ class StopRequests:
         """For a run on `mesh`."""
         self.reason: str | None = None
         self._old: dict[int, Any] = {}
-        self._processes = jax.process_count()
+        self._processes = distributed.process_count()
         self._notices = True
         everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
         self._spread = lambda flag: jax.make_array_from_callback(
