@@ -28,24 +28,19 @@ def run(args: argparse.Namespace) -> int:
     """Build, and print what was built."""
     if args.action not in ACTIONS:
         raise ConfigError(f"data {args.action!r} is unknown; {nearest(args.action, ACTIONS)}")
-    from rich.console import Console
-
     from jaxllm.data import load_chat_template, prepare
-    from jaxllm.studies import table
 
     sources, tokenizer, place = _of_config(args) if args.source.suffix in (".yaml", ".yml") else _of_path(args)
-    rows = []
     for data, path, out in sources:
         template = functools.cache(functools.partial(load_chat_template, data.chat_template or place))
         with _bar(path) as progress:
             manifest, written = prepare(path, out, tokenizer, template, ignore=data.ignore_fields,
                                         max_bad_share=data.max_bad_share, progress=progress)
-        rows.append([str(path), manifest["kind"], manifest["documents"], manifest["tokens"], manifest["bad"]["count"],
-                     f"{out} ({'written' if written else 'up to date'})"])
-        for line in manifest["bad"]["first"]:
-            print(f"left out: {line}")
-    console = Console()
-    console.print(table("token caches", ["records", "kind", "documents", "tokens", "left out", "path"], rows))
+        bad, how = manifest["bad"], "written" if written else "up to date"
+        print(f"{out}: {how}, {manifest['documents']:,} {manifest['kind']} documents of {manifest['tokens']:,} tokens "
+              f"from {path}" + (f", {bad['count']} left out" if bad["first"] else ""))
+        for line in bad["first"]:
+            print(f"  left out: {line}")
     return 0
 
 
@@ -90,8 +85,10 @@ class _bar:
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
+        console = Console(stderr=True)
         self._progress = Progress(TextColumn("{task.description}"), BarColumn(), DownloadColumn(),
-                                  TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+                                  TimeRemainingColumn(), console=console, transient=True,
+                                  disable=not console.is_terminal)
         self._path, self._task, self._what, self._shown = path, None, "", 0
 
     def __enter__(self) -> Any:

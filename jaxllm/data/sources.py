@@ -200,8 +200,10 @@ def problem_of(fields: Any, kind: str | None, ignore: Collection[str]) -> str | 
 
 def is_encodable(text: str) -> bool:
     r"""Whether `text` is Unicode that tokenizers take; JSON may hold a lone `\ud800`."""
+    if text.isascii():
+        return True
     try:
-        text.isascii() or text.encode()
+        text.encode()
     except UnicodeEncodeError:
         return False
     return True

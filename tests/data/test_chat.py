@@ -1,5 +1,6 @@
 """Chats against hand-written expectations and transformers' own mask; templates that cannot be told apart refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -13,8 +14,8 @@ from jaxllm.data.chat import ChatError
 DIFFERENCE = ("{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
               "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 BLOCKS = ("{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n{% generation %}"
-          "{{ m.content }}<|im_end|>{% endgeneration %}\n{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>"
-          "\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+          "{{ m.content }}<|im_end|>{% endgeneration %}{{ '\\n' }}{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+          "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 # As Llama 2: no generation prompt, the user's turn opens the pair, no white space between turns.
 PAIRS = ("{% for m in messages %}{% if m.role == 'user' %}<s>[INST] {{ m.content }} [/INST]{% else %} {{ m.content }} "
          "</s>{% endif %}{% endfor %}")
@@ -136,7 +137,7 @@ def write(tmp_path, *records):
 def test_loader_packs_chats_with_their_masks(tmp_path):
     tokenizer = word_tokenizer()
     file = write(tmp_path, {"messages": MESSAGES}, {"messages": MESSAGES[1:3]}, {"messages": MESSAGES[:3]})
-    loader = Loader(DataConfig(path=file, length=40, batch_size=2), tokenizer, 1, 0, tmp_path)
+    loader = Loader(DataConfig(path=file, length=40, response_length=None, batch_size=2), tokenizer, 1, 0, tmp_path)
     batch = loader[0]
     whole, short = EXPECTED, [("<s>", 0), *EXPECTED[9:23]]
     rows = [[(whole, 1)], [(short, 1), (EXPECTED[:23], 2)]]  # 37 tokens; 15 and 23 of 40
@@ -163,17 +164,18 @@ def test_loader_packs_chats_with_their_masks(tmp_path):
     ({"messages": MESSAGES, "system": "x"}, "chat.jsonl:2: unknown field 'system' in a chat record")])
 def test_bad_chats_are_named(tmp_path, record, message):
     file = write(tmp_path, {"messages": MESSAGES}, record)
+    config = DataConfig(path=file, length=40, response_length=None)
     with pytest.raises(ConfigError, match=message):
-        Loader(DataConfig(path=file, length=40), word_tokenizer(), 1, 0, tmp_path)
+        Loader(config, word_tokenizer(), 1, 0, tmp_path)
     with pytest.warns(UserWarning, match="1 of 2"):
-        Loader(DataConfig(path=file, length=40, max_bad_share=0.5), word_tokenizer(), 1, 0, tmp_path)
+        Loader(dataclasses.replace(config, max_bad_share=0.5), word_tokenizer(), 1, 0, tmp_path)
 
 
 def test_chats_need_a_template(tmp_path):
     file = write(tmp_path, {"messages": MESSAGES})
     with pytest.raises(ConfigError, match="data.chat_template=None: chat records need a template"):
-        Loader(DataConfig(path=file, length=40), word_tokenizer(), 1, 0)
-    named = DataConfig(path=file, length=40, chat_template=str(tmp_path / "chat_template.jinja"))
+        Loader(DataConfig(path=file, length=40, response_length=None), word_tokenizer(), 1, 0)
+    named = DataConfig(path=file, length=40, response_length=None, chat_template=str(tmp_path / "chat_template.jinja"))
     assert Loader(named, word_tokenizer(), 1, 0)[0].loss_weights.sum() == 8 * 32
 
 
@@ -184,5 +186,6 @@ def test_chats_in_parquet_have_nulls_where_turns_differ(tmp_path):
     messages = [{**MESSAGES[1], "tool_calls": None}, {**MESSAGES[2], "tool_calls": [{"name": "x"}]}]
     datasets.Dataset.from_list([{"messages": messages, "tools": None}, {"messages": messages, "tools": [{"name": "y"}]}]
                                ).to_parquet(str(tmp_path / "chat.parquet"))
-    rows = Loader(DataConfig(path=str(tmp_path / "chat.parquet"), length=40), word_tokenizer(), 1, 0, tmp_path)
+    config = DataConfig(path=str(tmp_path / "chat.parquet"), length=40, response_length=None)
+    rows = Loader(config, word_tokenizer(), 1, 0, tmp_path)
     assert (rows[0].segment_ids == 2).any()

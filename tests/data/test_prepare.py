@@ -54,7 +54,7 @@ def fails(capsys, place, *args, **more):
 
 
 def loader(place, path, **settings):
-    config = {"length": 48, "response_length": 5, "batch_size": 2, "path": str(path), **settings}
+    config = {"length": 48, "response_length": 8, "batch_size": 2, "path": str(path), **settings}
     return Loader(DataConfig(**config), load_tokenizer(place / "tok"), 1, 0, place / "tok")
 
 
@@ -282,8 +282,8 @@ def test_every_path_of_a_config_is_prepared(place, capsys):
     size = load_tokenizer(place / "tok").get_vocab_size()
     model = {"vocab_size": size, "d_model": 16, "num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "head_dim": 8,
              "d_mlp": 24, "max_length": 64, "causal": True, "eos_id": 1}
-    data = {"length": 48, "batch_size": 2, "mixture": [{"weight": 2, "path": str(a)}, {"weight": 1, "path": str(b)},
-                                                       {"weight": 1, "task": {"grid": 3}}]}
+    mixture = [{"weight": 2, "path": str(a)}, {"weight": 1, "path": str(b)}, {"weight": 1, "task": {"grid": 3}}]
+    data = {"length": 48, "response_length": 8, "batch_size": 2, "mixture": mixture}
     config = place / "run.yaml"
     config.write_text(yaml.safe_dump({"model": model, "stages": [{"steps": 1, "data": data}],
                                       "tokenizer": str(place / "tok"), "validation": {**data, "mixture": [
