@@ -152,7 +152,7 @@ class Checkpointer:
         saved = {name: tuple(shape) for name, (shape, _) in self.manifest(step)["tree"].items()}
         wanted = {name: tuple(x.shape) for name, x in _named(abstract_state)}
         where = self._directory / str(step)
-        for name in sorted(saved.keys() | wanted.keys()):
+        for name in {**wanted, **saved}:  # the parameters before their moments
             if saved.get(name) != wanted.get(name):
                 shapes = [list(x[name]) if name in x else "nothing" for x in (saved, wanted)]
                 raise CheckpointError(f"{where}: {name} is {shapes[0]} in the checkpoint and {shapes[1]} in this "

@@ -122,7 +122,7 @@ def no_manifest(path):
 
 def bad_manifest(path):
     file = path / "manifest.json"
-    file.write_text(file.read_text().replace('"seed": 5', '"seed": 6'))
+    file.write_text(file.read_text().replace('"step": 2', '"step": 3'))
     return "manifest.json", "differs from what was written"
 
 

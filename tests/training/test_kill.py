@@ -38,7 +38,7 @@ class Run:
 
     def text(self):
         with open(self.log.name) as file:
-            return file.read()[-4000:]
+            return file.read()
 
     def send(self, number, to=None):
         for process in self.processes if to is None else [self.processes[to]]:
@@ -99,7 +99,8 @@ def test_killed_runs_end_as_an_uninterrupted_one(tmp_path, count):
         killed.wait()
     final = Run(count, config, tmp_path / "cut", "--resume")
     assert final.wait() == [0] * count, final.text()
-    assert final.text().count("resumed at step") == 3
+    # The first may have been killed before anything was saved.
+    assert final.text().count("resumed at step") in (2, 3)
     assert_same_end(tmp_path)
 
 
