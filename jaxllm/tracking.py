@@ -157,7 +157,8 @@ def open_tracker(run_dir: str | Path, config: Any = None, *, resume_step: int | 
     parts: list[Tracker] = [JsonlTracker(run_dir / "metrics.jsonl", resume_step),
                             TensorBoardTracker(run_dir / "tensorboard", resume_step)]
     for package, tracker in (("wandb", WandbTracker), ("trackio", TrackioTracker)):
-        if importlib.util.find_spec(package) is not None:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:  # a directory of that name, such as theirs, is no package
             parts.append(tracker(run_dir, settings))
     return Trackers(parts)
 

@@ -1,6 +1,7 @@
 """Trackers: one line a step whatever happened before, one process that writes, packages only where installed."""
 
 import importlib.machinery
+import importlib.util
 import json
 import sys
 import types
@@ -47,7 +48,7 @@ def test_installed_trackers_go_on_with_the_same_run(tmp_path, monkeypatch, packa
             logged.append("finished")
 
     fake = types.ModuleType(package)
-    fake.__spec__ = importlib.machinery.ModuleSpec(package, None)
+    fake.__spec__ = importlib.machinery.ModuleSpec(package, None, origin="here")
     fake.init = lambda **settings: begun.append(settings) or Run()
     monkeypatch.setitem(sys.modules, package, fake)
     for step in (1, 2):
@@ -57,6 +58,19 @@ def test_installed_trackers_go_on_with_the_same_run(tmp_path, monkeypatch, packa
     assert logged == [(1, {"train/loss": 0.5}), "finished", (2, {"train/loss": 0.5}), "finished"]
     assert all(b["name"] == "mine" and b["resume"] == "allow" for b in begun)
     assert begun[0].get("id") == begun[1].get("id") and (package == "trackio" or begun[0]["id"])
+
+
+@pytest.mark.parametrize("package", ["wandb", "trackio"])
+def test_a_directory_of_the_name_is_no_package(tmp_path, monkeypatch, package):
+    (tmp_path / package).mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, package, raising=False)
+    spec = importlib.util.find_spec(package)
+    assert spec is not None
+    if spec.origin is not None:
+        pytest.skip(f"{package} is installed")
+    tracking.open_tracker(tmp_path / "run").close()
+    assert (tmp_path / "run/metrics.jsonl").is_file()
 
 
 def test_a_full_disk_is_named(tmp_path, monkeypatch):
