@@ -87,7 +87,7 @@ def corrupt(
     count = jnp.sum(maskable, axis=1, keepdims=True)
     index = jnp.cumsum(maskable, axis=1) - 1  # place within the row's maskable tokens
     # Windows that would start up to block_length - 1 before the answer start with it, so that its first tokens are
-    # learned as often as others; none starts behind its end, where decoders have stopped.
+    # learned at least as often as others; none starts behind its end, where decoders have stopped.
     span = count if answers is None else answers[:, None]
     before = config.block_length - 1
     start = jnp.maximum(jnp.floor(jax.random.uniform(k_cut, (b, 1)) * (span + before)) - before, 0)
