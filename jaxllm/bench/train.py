@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxllm.bench.moe import moe_dispatch
 from jaxllm.bench.timing import paired
 from jaxllm.data.batch import Batch
 from jaxllm.models import ModelConfig
@@ -51,6 +52,10 @@ def bench(quick: bool) -> dict[str, Any]:
         "work": {"jaxllm": flops, **{f"square_{n}": 2.0 * n**3 for n in squares}}, "seconds": seconds,
         "notes": [] if missing is None else [f"vs_torch not measured: {missing}"]}
     out["ratios"] = ratios(out)
+    with console.status("timing experts"):
+        experts = moe_dispatch(repeats=3 if quick else 15)
+    out["moe"] = {name: experts[name] for name in ("settings", "forward", "gradient")}
+    out["ratios"] |= {name: experts[name] for name in ("moe_blocks_vs_dense", "moe_blocks_vs_dense_grad")}
     median = {name: float(np.median(s)) for name, s in seconds.items()}
     from jaxllm.studies import table
 

@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     config, objective = open_config(args.config, args.overrides)
     with distributed.session(config.distributed, report):
         try:
-            with distributed.Watchdog(config.distributed.watchdog_s, config.total_steps) as watchdog:
+            with distributed.Watchdog(config.distributed.watchdog_s, config.total_steps,
+                                      exit_code=config.stop_exit_code) as watchdog:
                 train(config, objective, run_dir, resume=args.resume, on_step=watchdog.beat)
         except RunStopped as err:
             print(f"jaxllm: {err}", file=sys.stderr)

@@ -64,7 +64,8 @@ def apply(
       params: parameter tree of `init`.
       config: its description.
       tokens: int32 `[B, T]`.
-      positions: int32 `[B, T]`, for rotary angles and the causal mask; 0..T-1 by default.
+      positions: int32 `[B, T]`, for rotary angles and the causal mask; 0..T-1 by default. The TPU's kernel takes the
+        tokens of a segment to be in order.
       segment_ids: int32 `[B, T]`; 0 marks padding, other rows attend within their segment. Without
         a cache only.
       visible: bool `[B, T, T]`, True where row t may see key s, on top of the other rules. Without a
@@ -83,8 +84,10 @@ def apply(
     """
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
-    valid = None
+    valid = segments = None
     if cache is None:
+        if visible is None:
+            segments = jnp.ones_like(tokens) if segment_ids is None else segment_ids
         valid = None if segment_ids is None else segment_ids > 0
         mask = attention_mask(config, positions, positions, segment_ids)
         if visible is not None:
@@ -105,7 +108,7 @@ def apply(
             raise ValueError("routes: a dense model has no experts to force; leave it out")
         routes = routes.reshape(config.num_layers, *tokens.shape, config.experts_per_token)
     return Transformer(config).apply({"params": params}, tokens, positions, mask, cache, slots, head, valid,
-                                     routes)  # type: ignore
+                                     routes, segments)  # type: ignore
 
 
 def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:

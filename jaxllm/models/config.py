@@ -6,17 +6,19 @@ import dataclasses
 from typing import Literal
 
 from jaxllm.config import check
+from jaxllm.models.lora import LoraConfig
 
 Family = Literal["llada", "dream", "llama", "qwen2", "qwen3", "llada_moe", "mixtral", "qwen3_moe"]
 DType = Literal["float32", "bfloat16", "float16"]
 Remat = Literal["none", "full", "dots"]
 Router = Literal["softmax", "softmax_renormalized", "sigmoid"]
+Attention = Literal["auto", "plain", "cudnn", "splash"]
 Dispatch = Literal["auto", "dense", "blocks", "ragged"]
 
 MIXTURE_FAMILIES = ("llada_moe", "mixtral", "qwen3_moe")
 
 # Settings of a run rather than of the weights: they may differ from a checkpoint's.
-RUN_FIELDS = ("weight_dtype", "activation_dtype", "remat", "dispatch", "balance_coef", "z_coef")
+RUN_FIELDS = ("weight_dtype", "activation_dtype", "remat", "attention", "dispatch", "balance_coef", "z_coef", "lora")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +76,9 @@ class ModelConfig:
         by those over the k (Mixtral, Qwen3-MoE), `sigmoid` one expert's input by its logit's sigmoid (Llama 4).
       balance_coef: weight of the load-balance loss, which is 1 for an even load whatever k is, in the training loss.
       z_coef: weight of the router's z loss.
+      attention: how whole rows attend; `auto` is cuDNN's kernel on GPUs in half precision, splash on TPUs, and the
+        plain form elsewhere.
+      lora: low-rank adapters beside the blocks' kernels, None for none; counts of parameters leave them out.
       dispatch: how rows reach their experts; `auto` is `ragged` on TPUs and `blocks` elsewhere.
       family: whose Hugging Face names the checkpoint uses.
       mask_id, eos_id, pad_id, bos_id: special token ids, None where the family has none.
@@ -106,6 +111,8 @@ class ModelConfig:
     balance_coef: float = 0.0
     z_coef: float = 0.0
     dispatch: Dispatch = "auto"
+    attention: Attention = "auto"
+    lora: LoraConfig | None = None
     family: Family = "llada"
     mask_id: int | None = None
     eos_id: int | None = None
@@ -132,6 +139,9 @@ class ModelConfig:
         return self.mask_id
 
     def _check_experts(self) -> None:
+        for name in () if self.lora is None else self.lora.targets:
+            check(self.num_experts == 0 or name in ("q", "k", "v", "o"), "lora.targets", name,
+                  "a mixture of experts takes adapters on q, k, v and o only")
         if self.num_experts == 0:
             for name in ("experts_per_token", "d_expert", "d_shared_expert", "balance_coef", "z_coef"):
                 check(getattr(self, name) == 0, name, getattr(self, name), "needs num_experts; a dense model has none")
@@ -176,3 +186,8 @@ class ModelConfig:
         norms = 2 * d + (2 * k if self.qk_norm else 0)
         layer = self._attention() + biases + norms + self._mlp(experts)
         return self.num_layers * layer + self.vocab_size * d * (1 if self.tie_embeddings else 2) + d
+
+
+def with_lora(config: ModelConfig, lora: LoraConfig | None) -> ModelConfig:
+    """The same model with other adapters, or without."""
+    return dataclasses.replace(config, lora=lora)

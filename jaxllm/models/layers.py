@@ -16,7 +16,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from jaxllm.models import flash
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.lora import LoraConfig
 from jaxllm.models.moe import RouterStats, mesh_experts, route
 from jaxllm.models.rope import inverse_frequencies
 from jaxllm.parallel import active_mesh, active_spec
@@ -44,6 +46,7 @@ class Projection(nn.Module):
     init_scale: float = 1.0
     weight_dtype: jnp.dtype = jnp.dtype(jnp.float32)
     precision: lax.Precision | None = None
+    lora: LoraConfig | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -60,6 +63,18 @@ class Projection(nn.Module):
             bias: Any = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, tuple(self.axes[n:])),
                               tuple(self.shape[n:]), self.weight_dtype)
             y = y + bias.astype(y.dtype)
+        if self.lora is not None:
+            rank = self.lora.rank
+            # Uniform of variance 1 / (3 fan-in), as published code has it; B is zero, so the first step's model is W's.
+            fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=tuple(range(n)), out_axis=n)
+            a: Any = self.param("lora_a", nn.with_logical_partitioning(fan_in, (*self.axes[:n], "lora_rank")),
+                                (*self.shape[:n], rank), jnp.float32)
+            b: Any = self.param("lora_b", nn.with_logical_partitioning(nn.initializers.zeros,
+                                                                       ("lora_rank", *self.axes[n:])),
+                                (rank, *self.shape[n:]), jnp.float32)
+            low = lax.dot_general(x, a.astype(x.dtype),
+                                  ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())))
+            y = y + self.lora.scale * lax.dot_general(low, b.astype(x.dtype), (((low.ndim - 1,), (0,)), ((), ())))
         return y
 
 
@@ -137,16 +152,23 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> 
     return jnp.concatenate(chunks, axis=1)
 
 
-def attend_over_mesh(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """`attend` where the tokens of a row may be split over a mesh axis (context parallelism); T = S.
+def attend_over_mesh(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, config: ModelConfig,
+                     segments: jax.Array | None = None) -> jax.Array:
+    """`attend` over whole rows, T = S, by the kernel of `config` and with tokens split over a mesh axis where they are.
 
-    Each device keeps its query rows and gathers the keys and values of the others; the weights stay
-    split, so a device holds `[B, H, T / n, S]` of them.
+    Where the mesh splits the tokens of a row (context parallelism), each device keeps its query rows and gathers the
+    keys and values of the others; the weights stay split, so a device holds `[B, H, T / n, S]` of them.
+
+    `segments`, int `[B, T]`, says that the mask is no more than "same segment", and "not later" in a causal model.
     """
+    kind = flash.kernel(config, q.shape[2])
+    one = flash.cudnn if kind == "cudnn" else attend
     mesh = active_mesh()
     length = None if mesh is None else active_spec(("length",), q.shape[2:3])[0]
     if length is None:
-        return attend(q, k, v, mask)
+        if kind == "splash" and segments is not None:
+            return flash.splash(q, k, v, segments, config.causal)
+        return one(q, k, v, mask)
     rows = active_spec(("batch", "heads", "length", "head_dim"), q.shape)
     keys = active_spec(("batch", "kv_heads", "length", "head_dim"), k.shape)
     if rows[1] != keys[1]:  # key heads that do not divide: every device has all, and so all query heads
@@ -155,7 +177,7 @@ def attend_over_mesh(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array |
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
         k, v = (lax.all_gather(x, length, axis=2, tiled=True) for x in (k, v))
-        return attend(q, k, v, mask)
+        return one(q, k, v, mask)
 
     if mask is None:
         return jax.shard_map(lambda q, k, v: local(q, k, v, None), in_specs=(rows, keys, keys), out_specs=out)(q, k, v)
@@ -246,12 +268,16 @@ class Block(nn.Module):
         d, h, g, k, f = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim, c.d_mlp
         residual = 1.0 / (2 * c.num_layers)  # keeps the residual stream's variance at init
         kv_axes = ("embed", "kv_heads", "head_dim")
+        adapters = dict.fromkeys(() if c.lora is None else c.lora.targets, c.lora)
         self.attn_norm = RMSNorm(d, "norm", c.rms_norm_eps, w)
-        self.q = Projection((d, h, k), ("embed", "heads", "head_dim"), bias=c.qkv_bias, weight_dtype=w)
-        self.k = Projection((d, g, k), kv_axes, bias=c.qkv_bias, weight_dtype=w)
-        self.v = Projection((d, g, k), kv_axes, bias=c.qkv_bias, weight_dtype=w)
+        self.q = Projection((d, h, k), ("embed", "heads", "head_dim"), bias=c.qkv_bias, weight_dtype=w,
+                            lora=adapters.get("q"))
+        self.k = Projection((d, g, k), kv_axes, bias=c.qkv_bias, weight_dtype=w,
+                            lora=adapters.get("k"))
+        self.v = Projection((d, g, k), kv_axes, bias=c.qkv_bias, weight_dtype=w,
+                            lora=adapters.get("v"))
         self.o = Projection((h, k, d), ("heads", "head_dim", "embed"), contract=2, init_scale=residual,
-                            weight_dtype=w)
+                            weight_dtype=w, lora=adapters.get("o"))
         if c.qk_norm:
             self.q_norm = RMSNorm(k, "head_dim", c.rms_norm_eps, w)
             self.k_norm = RMSNorm(k, "head_dim", c.rms_norm_eps, w)
@@ -259,9 +285,10 @@ class Block(nn.Module):
         if c.num_experts:
             self.moe = MixtureOfExperts(c, residual)
         else:
-            self.gate = Projection((d, f), ("embed", "mlp"), weight_dtype=w)
-            self.up = Projection((d, f), ("embed", "mlp"), weight_dtype=w)
-            self.down = Projection((f, d), ("mlp", "embed"), init_scale=residual, weight_dtype=w)
+            self.gate = Projection((d, f), ("embed", "mlp"), weight_dtype=w, lora=adapters.get("gate"))
+            self.up = Projection((d, f), ("embed", "mlp"), weight_dtype=w, lora=adapters.get("up"))
+            self.down = Projection((f, d), ("mlp", "embed"), init_scale=residual, weight_dtype=w,
+                                   lora=adapters.get("down"))
 
     def project(self, x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries `[B, H, T, K]`, keys and values `[B, G, T, K]` of rows `[B, T, D]`, rotated."""

@@ -77,8 +77,9 @@ PRESETS: dict[str, ModelConfig] = {
     "qwen3-1.7b": _qwen3(2048, 28, 16, 8, 6144, tied=True),
     "qwen3-4b": _qwen3(2560, 36, 32, 8, 9728, tied=True),
     "qwen3-8b": _qwen3(4096, 36, 32, 8, 12288, tied=False),
-    "qwen3-30b-a3b": _config("qwen3_moe", 151936, 2048, 48, 32, 4, 6144, head_dim=128, rope_theta=1e6,
-                             rms_norm_eps=1e-6, max_length=40960, causal=True, qk_norm=True, bos_id=151643,
+    # Its release of July 2025; the first one had rope_theta 1e6 and a context of 40,960.
+    "qwen3-30b-a3b": _config("qwen3_moe", 151936, 2048, 48, 32, 4, 6144, head_dim=128, rope_theta=1e7,
+                             rms_norm_eps=1e-6, max_length=262144, causal=True, qk_norm=True, bos_id=151643,
                              eos_id=151645, **_experts(128, 8, 768, "softmax_renormalized", 0.001)),
     "mixtral-8x7b": _config("mixtral", 32000, 4096, 32, 32, 8, 14336, rope_theta=1e6, max_length=32768, causal=True,
                             bos_id=1, eos_id=2, **_experts(8, 2, 14336, "softmax_renormalized", 0.02)),

@@ -37,14 +37,17 @@ class Output:
 class _ScanBlock(Block):
     """`Block` as the body of a scan over layers, with the layer's cache as scanned input and output."""
 
-    def __call__(self, x, layer_cache, forced, tables, mask, slots, valid):
+    def __call__(self, x, layer_cache, forced, tables, mask, slots, valid, segments):
         """Carry `[B, T, D]`; returns the carry, and the layer's new (k, v) and router statistics, None without."""
         q, k, v = self.project(x, tables)
         if layer_cache is not None:
             k = write_rows(layer_cache[0], k, slots)
             v = write_rows(layer_cache[1], v, slots)
             layer_cache = (k, v)
-        attended = attend_over_mesh(q, k, v, mask) if layer_cache is None else attend(q, k, v, mask)
+        if layer_cache is None:
+            attended = attend_over_mesh(q, k, v, mask, self.config, segments)
+        else:
+            attended = attend(q, k, v, mask)
         x, stats = self.finish(x, attended, valid, forced)
         return with_logical_constraint(x, ("batch", "length", "act_embed")), (layer_cache, stats)
 
@@ -70,7 +73,7 @@ class Transformer(nn.Module):
         embed_init = nn.initializers.normal(stddev=c.d_model**-0.5 if c.tie_embeddings else 1.0)
         self.embed = _Table((c.vocab_size, c.d_model), ("vocab", "embed"), embed_init, w)
         scan = nn.scan(_remat(c), variable_axes={"params": 0}, split_rngs={"params": True}, length=c.num_layers,
-                       in_axes=(0, 0, *(nn.broadcast,) * 4),  # pyright: ignore[reportArgumentType]
+                       in_axes=(0, 0, *(nn.broadcast,) * 5),  # pyright: ignore[reportArgumentType]
                        out_axes=0,
                        metadata_params={nn.PARTITION_NAME: "layers"})
         self.layers = scan(c)
@@ -99,12 +102,13 @@ class Transformer(nn.Module):
     def __call__(
         self, tokens: jax.Array, positions: jax.Array, mask: jax.Array | None, cache: KVCache | None,
         slots: jax.Array | None, head: bool, valid: jax.Array | None = None, routes: jax.Array | None = None,
+        segments: jax.Array | None = None,
     ) -> Output:
         """Forward pass; `models.api.apply` documents the arguments."""
         x = self.embed_tokens(tokens)
         tables = rotary_tables(self.config, positions)
         layer_caches: Any = None if cache is None else (cache.k, cache.v)
-        x, (layer_caches, stats) = self.layers(x, layer_caches, routes, tables, mask, slots, valid)
+        x, (layer_caches, stats) = self.layers(x, layer_caches, routes, tables, mask, slots, valid, segments)
         hidden = self.normalize(x)
         if cache is not None and slots is not None:
             rows = jnp.arange(tokens.shape[0])[:, None]

@@ -64,7 +64,9 @@ class TrainConfig:
       max_skips: updates left out in a row after which the run stops all the same.
       stop_exit_code: exit code of `jaxllm train` for a run that SIGTERM, SIGINT or a maintenance notice stopped and
         that a launcher should start again with --resume; 0 means finished, 2 an error that would come again.
-      export: also write `run_dir/model` in Hugging Face layout at the end.
+      export: also write `run_dir/model` in Hugging Face layout at the end; with adapters (`model.lora`) these are
+        folded in, and written alone to `run_dir/adapter`.
+      profile: steps to trace, as (first, number); the trace goes to `run_dir/profile` for XProf or Perfetto.
       seed: of parameters, data order and masking.
       distributed: how processes find each other, and the watchdog's patience.
     """
@@ -89,6 +91,7 @@ class TrainConfig:
     max_skips: int = 20
     stop_exit_code: int = 75
     export: bool = True
+    profile: tuple[int, int] | None = None
     seed: int = 0
     distributed: DistributedConfig = DistributedConfig()
 
@@ -106,6 +109,10 @@ class TrainConfig:
               "must be above 1, or null for no rule")
         check(3 <= self.stop_exit_code <= 125, "stop_exit_code", self.stop_exit_code,
               "must lie in 3..125: 0 is a finished run, 1 and 2 are errors, shells use 126 and up")
+        check(self.profile is None or min(self.profile) >= 1, "profile", self.profile,
+              "write [first step, number of steps], both at least 1")
+        check(self.model.lora is None or self.optimizer.name == "adamw", "optimizer.name", self.optimizer.name,
+              "use adamw with model.lora; muon is for whole matrices")
         for stage in self.stages:
             check(stage.data.batch_size % self.accumulate == 0, "accumulate", self.accumulate,
                   f"must divide batch_size={stage.data.batch_size}")

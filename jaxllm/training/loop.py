@@ -15,8 +15,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from tokenizers import Tokenizer
 
-from jaxllm import __version__, distributed, tracking
-from jaxllm.checkpoint import Checkpointer, config_to_huggingface, load_pretrained, save_pretrained
+from jaxllm import __version__, distributed, models, tracking
+from jaxllm.checkpoint import Checkpointer, config_to_huggingface, load_pretrained, save_adapters, save_pretrained
 from jaxllm.config import ConfigError, check, to_dict
 from jaxllm.data import Loader, build_word_tokenizer, check_vocabulary, load_tokenizer, make_task, special_id
 from jaxllm.data.tokenizer import SPECIAL_TOKENS
@@ -30,6 +30,7 @@ from jaxllm.training.progress import Progress
 from jaxllm.training.state import TrainState, init_state, new_state, state_shardings
 from jaxllm.training.step import LossFn, jit_step, make_step
 from jaxllm.training.stopping import RunStopped, StopRequests
+from jaxllm.training.trace import Trace
 
 TOKENIZER_EXAMPLES = 400
 # Panels of `curve.png`.
@@ -100,7 +101,8 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
                                 extra={"resumed_at": start, "processes": distributed.process_count()})
     tracker = tracking.open_tracker(run_dir, config, resume_step=start if resume else None, primary=primary)
     with contextlib.closing(tracker), contextlib.closing(run.checkpointer), StopRequests(mesh) as requests:
-        state = _steps(run, state, start, tracker, requests, on_step)
+        with contextlib.closing(Trace(config.profile, run_dir / "profile")) as trace:
+            state = _steps(run, state, start, tracker, requests, trace, on_step)
     if primary:
         plot_curves(run_dir / "curve.png", read_jsonl(run_dir / "metrics.jsonl"), CURVES)
     if config.export:
@@ -109,7 +111,7 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
 
 
 def _steps(run: _Run, state: TrainState, start: int, tracker: tracking.Tracker, requests: StopRequests,
-           on_step: Callable[[int], None]) -> TrainState:
+           trace: Trace, on_step: Callable[[int], None]) -> TrainState:
     """All steps after `start`, with their logging, validation and saves."""
     config, total = run.config, run.config.total_steps
     step_fn = jit_step(make_step(run.objective.loss, run.optimizer, seed=config.seed + 1, accumulate=config.accumulate,
@@ -123,15 +125,17 @@ def _steps(run: _Run, state: TrainState, start: int, tracker: tracking.Tracker, 
         if new:
             progress.drain()
             progress.meter.restart()
+        trace.before(done, progress.drain)
         state, metrics = step_fn(state, batch)
         if new:
             compiled.add(shape)
             progress.meter.compiled()
         progress.add(done, shape, metrics, requests.vote(done))
+        trace.after(done, progress.drain)
         loss = None
         if validate is not None and (done % config.validate_every == 0 or last):
             progress.drain()
-            loss = validate(state.params)
+            loss = validate(state.model)
             tracker.log({"validation/nll_per_token": loss, "validation/perplexity": float(np.exp(loss))}, done)
             run.log(f"step {done} validation nll/token {loss:.4f}")
             progress.meter.restart()
@@ -169,7 +173,12 @@ def _first_state(run: _Run, resume: bool) -> tuple[TrainState, int]:
     for name, value in to_dict(found).items():
         check(name in RUN_FIELDS or mine[name] == value, f"model.{name}", mine[name],
               f"the checkpoint {config.init_from} has {value!r}; leave it out of the config")
-    return jax.jit(lambda p: new_state(p, run.optimizer), out_shardings=run.layout, donate_argnums=0)(params), 0
+
+    def start(loaded: Any, key: jax.Array) -> TrainState:
+        drawn, _ = models.split_adapters(models.init(config.model, key))
+        return new_state(models.join_adapters(drawn, loaded), run.optimizer)
+
+    return jax.jit(start, out_shardings=run.layout, donate_argnums=0)(params, key), 0
 
 
 def _validation(run: _Run) -> Callable[[Any], float] | None:
@@ -179,7 +188,7 @@ def _validation(run: _Run) -> Callable[[Any], float] | None:
         return None
     loader = _loader(config, config.validation, run.tokenizer)
     whole, sharding = replicated(run.mesh), token_sharding(run.mesh)
-    jitted = jax.jit(run.objective.validate, in_shardings=(run.layout.params, sharding, whole), out_shardings=whole)
+    jitted = jax.jit(run.objective.validate, in_shardings=(run.layout.model, sharding, whole), out_shardings=whole)
     size = config.validation.batch_size
     first, last = batch_rows(size, sharding)
 
@@ -196,7 +205,15 @@ def _validation(run: _Run) -> Callable[[Any], float] | None:
 
 def _export(run: _Run, state: TrainState, directory: Path) -> None:
     """Write the model in Hugging Face layout; all processes take part, process 0 writes."""
-    save_pretrained(state.params, run.config.model, directory, tokenizer=run.tokenizer, overwrite=True)
+    model, params = run.config.model, state.model
+    if (lora := model.lora) is not None:
+        whole = replicated(run.mesh)
+        adapters = jax.jit(lambda p: p, out_shardings=whole)(state.params)
+        params = jax.jit(lambda p: models.merge_adapters(p, lora))(params)
+        if distributed.is_primary():
+            save_adapters(adapters, model, directory.with_name("adapter"))
+            run.log(f"wrote {directory.with_name('adapter')}")
+    save_pretrained(params, models.with_lora(model, None), directory, tokenizer=run.tokenizer, overwrite=True)
     held_out = run.config.validation
     # What benches and the quickstart ask the model.
     if distributed.is_primary() and held_out is not None and held_out.path is None and not held_out.mixture:

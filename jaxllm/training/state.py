@@ -28,6 +28,7 @@ class TrainState:
       opt_state: optax state.
       skipped: int32 scalar, updates left out so far because they were not finite or a spike.
       losses: float32 `[SPIKE_WINDOW]`, the last finite losses, NaN where there are none yet.
+      base: what stays as it is under adapters (`ModelConfig.lora`), which are then all of `params`; None without.
     """
 
     step: jax.Array
@@ -35,12 +36,25 @@ class TrainState:
     opt_state: Any
     skipped: jax.Array
     losses: jax.Array
+    base: Any = None
+
+    @property
+    def model(self) -> Any:
+        """The model's whole parameter tree, as `models.apply` takes it."""
+        return self.params if self.base is None else models.join_adapters(self.params, self.base)
 
 
 def new_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step from `params`."""
+    params, base = trained(params)
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params),
-                      skipped=jnp.zeros((), jnp.int32), losses=jnp.full(SPIKE_WINDOW, jnp.nan, jnp.float32))
+                      skipped=jnp.zeros((), jnp.int32), losses=jnp.full(SPIKE_WINDOW, jnp.nan, jnp.float32), base=base)
+
+
+def trained(params: Any) -> tuple[Any, Any]:
+    """What of a model's parameters is trained, and what is not: adapters alone where it has some, else all and None."""
+    adapters, base = models.split_adapters(params)
+    return (adapters, base) if adapters else (params, None)
 
 
 def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
@@ -53,7 +67,8 @@ def state_shardings(
 ) -> TrainState:
     """`TrainState` of shardings: optimiser moments lie as their parameters, the rest is replicated."""
     shapes = models.abstract(config)
-    params = shardings(models.logical_axes(config), mesh, rules, shapes)
+    params, base = trained(shardings(models.logical_axes(config), mesh, rules, shapes))
+    shapes, _ = trained(shapes)
     whole: Any = replicated(mesh)
 
     def masked(leaf: Any) -> bool:  # a parameter that another optimiser of the chain takes
@@ -62,4 +77,4 @@ def state_shardings(
     opt_state = optax.tree_map_params(optimizer, lambda leaf, s: leaf if masked(leaf) else s,
                                       jax.eval_shape(optimizer.init, shapes), params,
                                       transform_non_params=lambda _: whole, is_leaf=masked)
-    return TrainState(step=whole, params=params, opt_state=opt_state, skipped=whole, losses=whole)
+    return TrainState(step=whole, params=params, opt_state=opt_state, skipped=whole, losses=whole, base=base)

@@ -29,13 +29,12 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *, seed:
     An update whose loss, gradient or update is not finite, or whose loss is above `spike_factor` times the median of
     the last ones, leaves parameters and optimiser state as they were; `train/skipped` counts these.
     """
-    def total(params, part, key):
-        loss, denominator, metrics = loss_fn(params, part, key)
-        return loss, (denominator, metrics)
-
-    grad_fn = jax.value_and_grad(total, has_aux=True)
-
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        def total(params: Any, part: Any, key: jax.Array) -> tuple[jax.Array, Any]:
+            loss, denominator, metrics = loss_fn(state.replace(params=params).model, part, key)
+            return loss, (denominator, metrics)
+
+        grad_fn = jax.value_and_grad(total, has_aux=True)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         (loss, (denominator, metrics)), grads = _sums(grad_fn, state.params, batch, key, accumulate)
         denominator = jnp.maximum(denominator, 1e-8)
@@ -54,7 +53,7 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *, seed:
         losses = state.losses.at[state.step % SPIKE_WINDOW].set(loss.astype(jnp.float32))
         state = TrainState(step=state.step + 1, params=params, opt_state=opt_state,
                            skipped=state.skipped + ~fine,
-                           losses=jnp.where(jnp.isfinite(loss), losses, state.losses))
+                           losses=jnp.where(jnp.isfinite(loss), losses, state.losses), base=state.base)
         out = {name: s / jnp.maximum(d, 1e-8) for name, (s, d) in metrics.items()}
         out |= {"train/loss": loss, "train/grad_norm": grad_norm, "train/update_norm": update_norm,
                 "train/param_norm": _norm(params), "train/skipped": state.skipped}
