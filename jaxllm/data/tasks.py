@@ -119,8 +119,7 @@ class GameOfLife:
     each of its cells. But the first row of sums hangs on the row just before it, which a decoder that fills in
     many tokens at once may not have yet.
 
-    `counts`: `3: COUNTS = LOWER BOARD 2: COUNTS = LOWER BOARD 1: ...`, the number being that of the steps still
-    to do. COUNTS says for each cell 10 if it lives plus its sum as above; its first two rows stand once more
+    `counts`: `1: COUNTS = LOWER BOARD 2: COUNTS = LOWER BOARD ...`. COUNTS says for each cell 10 if it lives plus its sum as above; its first two rows stand once more
     below its last, so that three counts in one column decide a cell of the next board: rows 1, 2, ... first
     (LOWER), then row 0, which starts BOARD, whose other rows repeat LOWER. In this order no entry depends on one
     of the row just before it.
@@ -155,7 +154,7 @@ class GameOfLife:
                 lines.append(f"{step}: {_compact(sums)} = {_compact(board)}")
             else:
                 counts = np.pad(10 * before + row_sums(before), ((0, 2), (0, 0)), mode="wrap")
-                lines.append(f"{steps + 1 - step}: {_compact(counts)} = {_compact(board[1:])} {_compact(board)}")
+                lines.append(f"{step}: {_compact(counts)} = {_compact(board[1:])} {_compact(board)}")
         if board.tolist() != json.loads(base.response):
             raise RuntimeError(f"game_of_life {index}: worked answer differs from reasoning-gym's")
         return Example(prompt=base.prompt, response=" ".join(lines), entry=base.entry)
