@@ -40,6 +40,8 @@ install() {
   if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@" 2>.venv/setup.log; then
     if grep -qiE "connection|name resolution|failed to resolve|timed out|network|retries exceeded" .venv/setup.log; then
       echo "setup: the Python package index cannot be reached; check network, proxy or PIP_INDEX_URL, then run this again" >&2
+    elif grep -qiE "gcc|compiler|Python\.h" .venv/setup.log; then
+      echo "setup: a package had to be built and there is no C compiler; on Debian and Ubuntu install gcc and python3-dev" >&2
     else
       echo "setup: installation failed:" >&2
     fi

@@ -68,8 +68,8 @@ def load_chat_template(path: str | Path) -> ChatTemplate:
     elif isinstance(source, list):  # named templates
         source = next((t.get("template") for t in source if t.get("name") == "default"), None)
     if not isinstance(source, str):
-        raise ConfigError(f"{directory}: chat records need a template, and neither chat_template.jinja nor "
-                          "tokenizer_config.json's chat_template is there; name one by data.chat_template")
+        raise ConfigError(f"{directory}: no chat template: neither chat_template.jinja nor tokenizer_config.json's "
+                          "chat_template is there; for training data name one by data.chat_template")
     tokens = {}
     for name, value in settings.items():
         text = value.get("content") if isinstance(value, dict) else value
@@ -100,6 +100,15 @@ def encode_chat(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence
     # Tokens without characters of their own (trimmed white space) go by the character at their place.
     learned = np.array([before[max(end, start + 1)] > before[start] for start, end in encoded.offsets], np.uint8)
     return encoded.ids, learned
+
+
+def render_prompt(template: ChatTemplate, messages: Sequence[dict[str, Any]]) -> str:
+    """The conversation as text, up to where the assistant answers.
+
+    Raises:
+      ChatError: the template refuses the conversation.
+    """
+    return _render(template, messages, None, prompt=True)[0]
 
 
 def _by_difference(template: ChatTemplate, messages: Sequence[dict[str, Any]],

@@ -119,10 +119,10 @@ class GameOfLife:
     each of its cells. But the first row of sums hangs on the row just before it, which a decoder that fills in
     many tokens at once may not have yet.
 
-    `counts`: `1: COUNTS = LOWER BOARD 2: COUNTS = LOWER BOARD ...`. COUNTS says for each cell 10 if it lives plus its sum as above; its first two rows stand once more
-    below its last, so that three counts in one column decide a cell of the next board: rows 1, 2, ... first
-    (LOWER), then row 0, which starts BOARD, whose other rows repeat LOWER. In this order no entry depends on one
-    of the row just before it.
+    `counts`: `1: COUNTS = LOWER BOARD 2: COUNTS = LOWER BOARD ...`. COUNTS says for each cell 10 if it lives plus
+    its sum as above; its first two rows stand once more below its last, so that three counts in one column decide
+    a cell of the next board: rows 1, 2, ... first (LOWER), then row 0, which starts BOARD, whose other rows repeat
+    LOWER. In this order no entry depends on one of the row just before it.
 
     The last board is the answer that reasoning-gym's `game_of_life` scorer checks.
     """

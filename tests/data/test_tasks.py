@@ -25,7 +25,7 @@ def worked(board, steps, layout):
             parts.append(f"{step}: {json.dumps([sums[-1], *sums, sums[0]])} = {json.dumps(board)}")
         else:
             counts = [[10 * cell + s for cell, s in zip(*rows, strict=True)] for rows in zip(before, sums, strict=True)]
-            parts.append(f"{steps + 1 - step}: {json.dumps(counts + counts[:2])} = {json.dumps(board[1:])} "
+            parts.append(f"{step}: {json.dumps(counts + counts[:2])} = {json.dumps(board[1:])} "
                          f"{json.dumps(board)}")
     return " ".join(parts).replace(", ", ",")
 
