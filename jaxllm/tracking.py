@@ -30,6 +30,10 @@ class Tracker(Protocol):
         """Record scalars under their names at `step`."""
         ...
 
+    def flush(self) -> None:
+        """Have what was logged so far outlive this process."""
+        ...
+
     def close(self) -> None:
         """Flush and close."""
         ...
@@ -53,6 +57,9 @@ class JsonlTracker:
         except OSError as err:  # of a full disk, say, which does not tell whose
             raise OSError(err.errno, err.strerror, self._file.name) from None
 
+    def flush(self) -> None:
+        """Nothing: every line is flushed as it is written."""
+
     def close(self) -> None:
         """Close the file."""
         self._file.close()
@@ -71,6 +78,10 @@ class TensorBoardTracker:
         """Add each scalar."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+
+    def flush(self) -> None:
+        """Write what the writer holds back, up to two minutes' worth."""
+        self._writer.flush()
 
     def close(self) -> None:
         """Flush and close."""
@@ -97,6 +108,9 @@ class WandbTracker:
         """Log all scalars of a step."""
         self._run.log(dict(metrics), step=step)
 
+    def flush(self) -> None:
+        """Nothing: another process sends what was logged."""
+
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
@@ -117,6 +131,9 @@ class TrackioTracker:
         """Log all scalars of a step."""
         self._run.log(dict(metrics), step=step)
 
+    def flush(self) -> None:
+        """Nothing: another process sends what was logged."""
+
     def close(self) -> None:
         """Finish the run."""
         self._run.finish()
@@ -132,6 +149,11 @@ class Trackers:
         """Hand the scalars to each tracker."""
         for part in self._parts:
             part.log(metrics, step)
+
+    def flush(self) -> None:
+        """Flush each tracker."""
+        for part in self._parts:
+            part.flush()
 
     def close(self) -> None:
         """Close each tracker."""

@@ -85,7 +85,7 @@ resource scp "$archive" "$name:jaxllm.tar.gz" "${everywhere[@]}"
 setup='set -e; mkdir -p jaxllm; tar -xzf jaxllm.tar.gz -C jaxllm; cd jaxllm; p=$(command -v python3.12 || echo python3.11)
 command -v $p || sudo apt-get install -qy python3.11 python3.11-venv; PYTHON=$p launch/setup.sh --extra tpu'
 if [ -n "$bucket" ]; then
-  setup+="; mkdir -p runs; mountpoint -q runs || gcsfuse --implicit-dirs $(printf %q "$bucket") runs"
+  setup+="; mkdir -p runs; mountpoint -q runs || gcsfuse --implicit-dirs --rename-dir-limit=100000 $(printf %q "$bucket") runs"
 fi
 resource ssh "$name" "${everywhere[@]}" --command="$setup"
 command="$(printf ' %q' "$@")"

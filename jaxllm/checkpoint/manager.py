@@ -82,7 +82,9 @@ class Checkpointer:
         """
         self._wait()
         self._bytes = sum(x.nbytes for x in jax.tree.leaves(state))
-        self._check_space(step)
+        # Process 0 alone has deleted what need not be kept, and looks for all.
+        if full := _from_all(self._no_space(step) if self._primary else "")[0]:
+            raise CheckpointError(full)
         if validation is not None and not math.isfinite(validation):
             validation = None  # never the best
         tree = {name: [list(x.shape), str(x.dtype)] for name, x in _named(state)}
@@ -219,17 +221,16 @@ class Checkpointer:
         warnings.warn(f"{self._directory / str(step)}/{text}; set aside as {name}, going on from step {instead}",
                       RuntimeWarning, stacklevel=4)
 
-    def _check_space(self, step: int) -> None:
-        """Refuse a save that cannot fit, by the size of the newest checkpoint, before anything is written."""
+    def _no_space(self, step: int) -> str:
+        """Why a save cannot fit, by the size of the newest checkpoint, told before anything is written; or nothing."""
         if not self._validations:
-            return
+            return ""
         try:
             files = read_manifest(self._directory / str(self.steps[-1]))["files"].values()
         except ValueError:
-            return
+            return ""
         needed, free = sum(size for size, _ in files), shutil.disk_usage(self._directory).free
-        if free < needed:
-            raise self._full(step, needed, free)
+        return str(self._full(step, needed, free)) if free < needed else ""
 
     def _full(self, step: int, needed: int, free: int) -> CheckpointError:
         last = f"checkpoint {self.steps[-1]} is whole" if self._validations else "no checkpoint before it"

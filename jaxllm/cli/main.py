@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -18,7 +20,7 @@ COMMANDS = {
     "plan": ("jaxllm.cli.plan", "memory, traffic and roofline of a training run on devices you do not have"),
     "data": ("jaxllm.cli.data", "prepare: tokenise records once into a cache"),
     "convert": ("jaxllm.cli.convert", "convert a GGUF file or a Hugging Face directory"),
-    "bench": ("jaxllm.cli.bench", "measure: decode, exact_match"),
+    "bench": ("jaxllm.cli.bench", "measure: decode, exact_match, train"),
     "quickstart": ("jaxllm.cli.quickstart", "decode held-out puzzles with the shipped model, every method"),
 }
 
@@ -59,7 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         return importlib.import_module(COMMANDS[args.command][0]).run(args) or 0
     except (Exception, KeyboardInterrupt) as err:
-        return report(err)
+        code = report(err)
+        # For launchers that see one exit code of many processes, some of which they killed themselves.
+        if code == 2 and (file := os.environ.get("JAXLLM_ERROR_FILE")):
+            with contextlib.suppress(OSError), open(file, "a", encoding="utf-8") as out:
+                out.write(f"{err}\n")
+        return code
 
 
 def report(err: BaseException) -> int:

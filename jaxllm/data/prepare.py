@@ -63,7 +63,10 @@ def prepare(
         "files": _hashes(path, lambda done: progress("reading", done, size))}
     place = {"path": str(Path(path).resolve()), "names": file_names(path)}
     if is_cache(out):
-        manifest = read_json(out / MANIFEST)
+        try:
+            manifest: Any = read_json(out / MANIFEST)
+        except ConfigError:  # cut short or damaged: built again
+            manifest = None
         problem = _broken(out, manifest)
         if problem is None and not _changes(manifest, made_from, template):
             BadRecords.of(manifest, str(path), max_bad_share).check(final=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from jaxllm.models.config import RUN_FIELDS
 from jaxllm.parallel import batch_rows, make_mesh, on_mesh, replicated, shard_batch, token_sharding
 from jaxllm.studies import plot_curves
 from jaxllm.training.config import TrainConfig
+from jaxllm.training.lock import RunLock
 from jaxllm.training.optimizer import make_optimizer
 from jaxllm.training.progress import Progress
 from jaxllm.training.state import TrainState, init_state, new_state, state_shardings
@@ -79,8 +81,15 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
       CheckpointError: a checkpoint could not be saved or restored.
       ConfigError: the run cannot work as configured.
     """
-    run_dir, primary = Path(run_dir), distributed.is_primary()
+    run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
+    with RunLock(run_dir):
+        return _train(config, objective, run_dir, resume, log, on_step)
+
+
+def _train(config: TrainConfig, objective: Objective, run_dir: Path, resume: bool, log: Callable[[str], None],
+           on_step: Callable[[int], None]) -> TrainState:
+    primary = distributed.is_primary()
     if config.export:
         config_to_huggingface(config.model)  # a model that cannot be written is refused before the work, not after
     saved = run_dir / "tokenizer.json"
@@ -100,7 +109,8 @@ def train(config: TrainConfig, objective: Objective, run_dir: str | Path, *, res
         tracking.write_manifest(run_dir, config, seeds={"run": config.seed},
                                 extra={"resumed_at": start, "processes": distributed.process_count()})
     tracker = tracking.open_tracker(run_dir, config, resume_step=start if resume else None, primary=primary)
-    with contextlib.closing(tracker), contextlib.closing(run.checkpointer), StopRequests(mesh) as requests:
+    # Signals wait for the last write, so they are outermost.
+    with StopRequests(mesh) as requests, contextlib.closing(tracker), contextlib.closing(run.checkpointer):
         with contextlib.closing(Trace(config.profile, run_dir / "profile")) as trace:
             state = _steps(run, state, start, tracker, requests, trace, on_step)
     if primary:
@@ -142,7 +152,8 @@ def _steps(run: _Run, state: TrainState, start: int, tracker: tracking.Tracker, 
         due = config.save_every and done % config.save_every == 0
         if last or due or progress.stop or run.checkpointer.is_best(loss):
             progress.drain()  # what the steps told is on disk before a checkpoint that has them behind it
-            run.checkpointer.save(done, state, validation=loss, about={"seed": config.seed})
+            tracker.flush()
+            run.checkpointer.save(done, state, validation=loss, about=_about(config))
             progress.meter.restart()
         if done % config.log_every == 0:
             run.checkpointer.check()
@@ -161,8 +172,7 @@ def _first_state(run: _Run, resume: bool) -> tuple[TrainState, int]:
 
     newest = run.checkpointer.newest() if resume else None
     if newest is not None:
-        seed = run.checkpointer.manifest(newest)["seed"]
-        check(seed == config.seed, "seed", config.seed, f"the checkpoint of step {newest} was made with seed={seed}")
+        _check_same(config, newest, run.checkpointer.manifest(newest))
         state = run.checkpointer.restore(newest, jax.eval_shape(fresh, key), run.layout)
         run.log(f"resumed at step {newest}")
         return state, newest
@@ -179,6 +189,30 @@ def _first_state(run: _Run, resume: bool) -> tuple[TrainState, int]:
         return new_state(models.join_adapters(drawn, loaded), run.optimizer)
 
     return jax.jit(start, out_shardings=run.layout, donate_argnums=0)(params, key), 0
+
+
+def _about(config: TrainConfig) -> dict[str, Any]:
+    """What a checkpoint says of the run beside its state: what the data of each step hang on."""
+    stages = [{"steps": stage.steps, "data": {k: v for k, v in to_dict(stage.data).items() if k != "prefetch"}}
+              for stage in config.stages]
+    return {"seed": config.seed, "stages": stages}
+
+
+def _check_same(config: TrainConfig, step: int, saved: dict[str, Any]) -> None:
+    """Data are a function of the step, so what is behind a checkpoint must be what it was; what is ahead may change."""
+    mine = json.loads(json.dumps(_about(config)))
+    check(saved["seed"] == config.seed, "seed", config.seed,
+          f"the checkpoint of step {step} was made with seed={saved['seed']}")
+    first = 0
+    for i, (new, old) in enumerate(zip(mine["stages"], saved.get("stages", []), strict=False)):
+        if first >= step:
+            return
+        for name, value in old["data"].items():
+            check(new["data"].get(name) == value, f"stages.{i}.data.{name}", new["data"].get(name),
+                  f"the checkpoint of step {step} was made with {value!r}; rows would repeat or be left out")
+        check(old["steps"] == new["steps"] or first + min(old["steps"], new["steps"]) >= step, f"stages.{i}.steps",
+              new["steps"], f"the checkpoint of step {step} was made with {old['steps']}")
+        first += old["steps"]
 
 
 def _validation(run: _Run) -> Callable[[Any], float] | None:

@@ -49,6 +49,7 @@ class Meter:
     def compiled(self) -> None:
         """What was done since the clock was restarted was compiling; restarts it again."""
         self._compile_s = time.perf_counter() - self._mark
+        self._waited = 0.0  # the first batch, whose making opens the data, came before
         self.restart()
 
     def waits(self, batches: Iterable[T]) -> Iterator[T]:

@@ -42,6 +42,8 @@ class StopRequests:
     def __init__(self, mesh: Mesh) -> None:
         """For a run on `mesh`."""
         self.reason: str | None = None
+        self._signals = 0
+        self._watch = distributed.MaintenanceWatch(self._on_notice)
         self._old: dict[int, Any] = {}
         self._processes = distributed.process_count()
         self._notices = True
@@ -53,10 +55,12 @@ class StopRequests:
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():  # others may not set handlers
             self._old = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        self._watch.__enter__()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None,
                  trace: TracebackType | None) -> None:
+        self._watch.__exit__()
         for number, handler in self._old.items():
             # None: it was set outside Python, by the runtime's preemption service, and cannot be put back.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -79,11 +83,16 @@ class StopRequests:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if self.reason is not None:
+        self._signals += 1
+        if self._signals > 1:
             os.write(2, f"jaxllm: {name} again: ends at once\n".encode())
             os._exit(128 + number)
-        self.reason = name
+        self.reason = self.reason or name
         os.write(2, f"jaxllm: {name}: finishes the step, saves and stops; once more ends at once\n".encode())
+
+    def _on_notice(self, what: str) -> None:
+        self.reason = self.reason or what
+        os.write(2, f"jaxllm: {what}: finishes the step, saves and stops\n".encode())
 
 
 def agreed(vote: Any) -> bool:

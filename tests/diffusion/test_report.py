@@ -36,7 +36,7 @@ def test_flops_of_elastic_count_what_ran():
     expected = 4 * n * (row + attention) + head
     expected += 4 * 9 * (row + attention) + head
     expected += (4 * 9 + 2 * n) * (row + attention) + head
-    expected += 2 * 4 * 4 * (2 * 3 * 64 * 64 + 2 * 64 * n)  # one tracked row a layer, in every layer of both later steps
+    expected += 2 * 4 * 4 * (2 * 3 * 64 * 64 + 2 * 64 * n)  # a tracked row a layer, in every layer, twice
     assert forward_flops(record_of([n, 9, 9], [0, 4, 2]), 0, model, config, 10) == expected
 
 

@@ -34,10 +34,14 @@ def commands(name, *arguments, **environment):
     return [shlex.split(line[2:].replace("$'", "'")) for line in done.stdout.splitlines() if line.startswith("+ ")]
 
 
-@pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
+# The package puts it beside the interpreter, which need not be on the PATH.
+SHELLCHECK = shutil.which("shellcheck", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]))
+
+
+@pytest.mark.skipif(SHELLCHECK is None, reason="needs shellcheck")
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda p: p.name)
 def test_shellcheck_is_content(path):
-    done = subprocess.run(["shellcheck", "-x", str(path)], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([SHELLCHECK, "-x", str(path)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 
@@ -117,7 +121,7 @@ def test_tpu_pod_dry_run():
     assert tar[0] == "tar" and {"jaxllm", "configs", "launch", "pyproject.toml", "constraints.txt"} <= set(tar)
     for step in (copy, setup, train):  # one worker alone would wait for the others for ever
         assert step[:4] == resource and step[5:5 + 4] and set(all_of_them) <= set(step)
-    assert "launch/setup.sh --extra tpu" in setup[-2] and "gcsfuse --implicit-dirs mine runs" in setup[-2]
+    assert "launch/setup.sh --extra tpu" in setup[-2] and "gcsfuse --implicit-dirs --rename-dir-limit=100000 mine runs" in setup[-2]
     remote = train[-3] if train[-1] == "--project=p" else train[-2]
     assert remote.startswith("--command=cd jaxllm && ")
     assert shlex.split(remote.split('PATH" ')[1]) == TRAIN[1:]

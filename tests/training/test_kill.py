@@ -28,13 +28,14 @@ class Run:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self.log = run_dir.with_suffix(".log").open("a")
-        self.processes = []
+        self.processes, self.before = [], file_of(run_dir)
         for i in range(count):
-            program = ["-m", "jaxllm"] if count == 1 else ["-m", "tests.training.worker", str(port), str(count), str(i)]
+            place = {} if count == 1 else {"JAXLLM_COORDINATOR": f"127.0.0.1:{port}", "JAXLLM_PROCESS_ID": str(i),
+                                           "JAXLLM_NUM_PROCESSES": str(count)}
             # Eight devices in all, so that a batch of eight rows splits over them whatever the count.
             flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}"}
-            self.processes.append(subprocess.Popen([sys.executable, *program, *command], stdout=self.log,
-                                                   stderr=self.log, env={**os.environ, **flags}))
+            self.processes.append(subprocess.Popen([sys.executable, "-m", "jaxllm", *command], stdout=self.log,
+                                                   stderr=self.log, env={**os.environ, **flags, **place}))
 
     def text(self):
         with open(self.log.name) as file:
@@ -54,9 +55,17 @@ class Run:
 
     def until(self, run_dir, step):
         """Wait until `metrics.jsonl` has `step`."""
-        while last_step(run_dir) < step:
+        end = time.monotonic() + 300
+        # A run that goes on replaces the file: until then it shows what an earlier one did.
+        while file_of(run_dir) == self.before or last_step(run_dir) < step:
+            assert time.monotonic() < end, self.text()
             assert all(process.poll() is None for process in self.processes), self.text()
             time.sleep(0.01)
+
+
+def file_of(run_dir):
+    file = run_dir / "metrics.jsonl"
+    return file.stat().st_ino if file.exists() else None
 
 
 def last_step(run_dir):

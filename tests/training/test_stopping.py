@@ -1,9 +1,12 @@
 """Runs that are stopped, go on elsewhere, or meet a batch that is not finite."""
 
+import http.server
 import json
 import os
 import shutil
 import signal
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,7 @@ import pytest
 import jaxllm.training.loop as loop
 from jaxllm.checkpoint import Checkpointer, CheckpointError
 from jaxllm.config import ConfigError, load
+from jaxllm.distributed import MaintenanceWatch
 from jaxllm.parallel import make_mesh
 from jaxllm.training import Diverged, RunStopped, TrainConfig, causal_objective, train
 from jaxllm.training.stopping import StopRequests, agreed
@@ -34,8 +38,8 @@ def run(directory, resume=False, log=lambda text: None, **changes):
 
 def at_step(monkeypatch, number, what):
     """Do `what` to batch `number`, before the step on it."""
-    def batches(config, tokenizer, start):
-        for step, batch in REAL_BATCHES(config, tokenizer, start):
+    def batches(*args):
+        for step, batch in REAL_BATCHES(*args):
             yield step, what(batch) if step == number else batch
 
     monkeypatch.setattr(loop, "batches", batches)
@@ -112,10 +116,25 @@ def test_a_broken_checkpoint_costs_its_steps_only(whole, cut, tmp_path, monkeypa
 def test_a_resumed_run_must_be_the_same(cut, tmp_path):
     with pytest.raises(ConfigError, match="seed=1: the checkpoint of step 3 was made with seed=0"):
         run(cut, resume=True, seed=1)
+    with pytest.raises(ConfigError, match="stages.0.data.batch_size=16: the checkpoint of step 3 was made with 8"):
+        run(cut, resume=True, stages=[{"steps": 6, "data": {**DATA, "batch_size": 16}}])
+    with pytest.raises(ConfigError, match="stages.0.steps=2: the checkpoint of step 3 was made with 6"):
+        run(cut, resume=True, stages=[{"steps": 2, "data": DATA}, {"steps": 4, "data": DATA}])
     with pytest.raises(CheckpointError, match=r"params/layers/.* is \[1, .*24.*\] in the checkpoint and .*32"):
         run(cut, resume=True, model={**RUN["model"], "d_mlp": 32})
     with pytest.raises(ConfigError, match="already holds checkpoints up to step 3; pass --resume"):
         run(cut)
+
+
+def test_two_runs_do_not_share_a_directory(tmp_path, monkeypatch):
+    def second(batch):
+        with pytest.raises(ConfigError, match=rf"process {os.getpid()} on .* is at work here"):
+            run(tmp_path / "r", resume=True)
+        return batch
+
+    at_step(monkeypatch, 1, second)
+    run(tmp_path / "r")
+    assert len(losses(tmp_path / "r")) == 6
 
 
 def test_a_batch_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
@@ -181,6 +200,35 @@ def test_a_maintenance_notice_stops_too(monkeypatch):
     requests = StopRequests(make_mesh())
     assert [requests.vote(step) for step in (1, 2, 3, 4)] == [False, False, True, True]
     assert requests.reason == "maintenance notice"
+
+
+def test_the_metadata_server_is_heard(monkeypatch):
+    answers = {"maintenance-event": "NONE", "preempted": "FALSE"}
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            assert self.headers["Metadata-Flavor"] == "Google"
+            assert self.path.startswith("/computeMetadata/v1/instance/")
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(answers[self.path.rsplit("/", 1)[1]].encode())
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("GCE_METADATA_HOST", f"127.0.0.1:{server.server_port}")
+        told = []
+        with MaintenanceWatch(told.append, every_s=0.01):
+            time.sleep(0.2)
+            assert not told
+            answers["maintenance-event"] = "TERMINATE_ON_HOST_MAINTENANCE"
+            until = time.monotonic() + 20
+            while not told and time.monotonic() < until:
+                time.sleep(0.01)
+        assert told == ["maintenance notice (maintenance-event: TERMINATE_ON_HOST_MAINTENANCE)"]
+        server.shutdown()
 
 
 def test_processes_agree_by_a_value_on_the_devices(monkeypatch):
