@@ -71,6 +71,10 @@ def config_from_huggingface(data: Mapping[str, Any], source: str = "config.json"
         raise ConfigError(str(err) if str(err).startswith(source) else f"{source}: {err}") from None
 
 
+# Settings of a run that no checkpoint states. A weight's dtype and a mixture's losses are stated.
+_RUN_ONLY = {"remat", "activation_dtype", "head_dtype", "attention", "dispatch", "lora"}
+
+
 def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
     """Contents of a `config.json` that `transformers` (Llama, Qwen) or the model's own code reads.
 
@@ -80,7 +84,7 @@ def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
     out = _contents(config)
     read = dataclasses.asdict(config_from_huggingface(out, "model"))
     for name, value in dataclasses.asdict(config).items():
-        if name not in ("remat", "activation_dtype", "dispatch") and read[name] != value:
+        if name not in _RUN_ONLY and read[name] != value:
             raise ConfigError(f"model.{name}={value!r}: a checkpoint of family {config.family!r} reads back "
                               f"{read[name]!r}; choose another model.family of {', '.join(FAMILIES.values())}, or "
                               "export=false in a training run")

@@ -50,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
 def open_config(path: str, overrides: list[str]) -> tuple[Any, Any]:
     """The typed config and the objective that fits its model: causal, or masked diffusion.
 
-    `model: {preset: llada-8b, remat: full}` stands for the preset's fields with changes.
+    `model: {preset: llada-8b, remat: full}` stands for the preset's fields with changes. Weights of a preset or of
+    `init_from` are held in float32 unless the config says otherwise.
     """
     from jaxllm.checkpoint import read_config
     from jaxllm.diffusion import DiffusionTrainConfig, diffusion_objective
@@ -59,17 +60,22 @@ def open_config(path: str, overrides: list[str]) -> tuple[Any, Any]:
 
     data, source = settings(path, overrides)
     if data.get("init_from") is not None:  # its model is the default, which the config may change
-        data, source = settings(path, overrides, {"model": to_dict(read_config(data["init_from"]))})
+        data, source = settings(path, overrides, {"model": _master(read_config(data["init_from"]))})
     model = data.get("model")
     if isinstance(model, dict) and "preset" in model:
         changes = {k: v for k, v in model.items() if k != "preset"}
-        model = to_dict(preset(str(model["preset"]))) | changes
+        model = _master(preset(str(model["preset"]))) | changes
         data = {**data, "model": model}
     if isinstance(model, dict) and model.get("causal") is True:
         config = build(TrainConfig, data, source)
         return config, causal_objective(config.model)
     config = build(DiffusionTrainConfig, data, source)
     return config, diffusion_objective(config)
+
+
+def _master(model: Any) -> dict[str, Any]:
+    """A published model's settings with float32 weights: small updates would be rounded away in half precision."""
+    return {**to_dict(model), "weight_dtype": "float32"}
 
 
 def summarize_run(run_dir: Path) -> None:

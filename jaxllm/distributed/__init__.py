@@ -21,5 +21,5 @@ from jaxllm.distributed.runtime import (
 )
 from jaxllm.distributed.watchdog import Watchdog
 
-__all__ = ["DistributedConfig", "MaintenanceWatch", "Place", "Watchdog", "agree", "barrier", "check_shared", "exchange", "find_place",
-           "initialize", "is_primary", "process_count", "process_index", "session"]
+__all__ = ["DistributedConfig", "MaintenanceWatch", "Place", "Watchdog", "agree", "barrier", "check_shared", "exchange",
+           "find_place", "initialize", "is_primary", "process_count", "process_index", "session"]

@@ -18,7 +18,8 @@ Dispatch = Literal["auto", "dense", "blocks", "ragged"]
 MIXTURE_FAMILIES = ("llada_moe", "mixtral", "qwen3_moe")
 
 # Settings of a run rather than of the weights: they may differ from a checkpoint's.
-RUN_FIELDS = ("weight_dtype", "activation_dtype", "remat", "attention", "dispatch", "balance_coef", "z_coef", "lora")
+RUN_FIELDS = ("weight_dtype", "activation_dtype", "head_dtype", "remat", "attention", "dispatch", "balance_coef",
+              "z_coef", "lora")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +68,8 @@ class ModelConfig:
       shift_logits: row i - 1 predicts token i also in a bidirectional model (Dream).
       weight_dtype: dtype in which parameters are held.
       activation_dtype: dtype of matmuls and the residual stream; logits are always float32.
+      head_dtype: dtype in which the head's two operands are multiplied, summed in float32 whatever it is. float32 is
+        what policies need whose log-probabilities are compared; half precision is several times as fast.
       remat: which activations the backward pass recomputes.
       num_experts: experts of each layer, E; 0 for a dense model.
       experts_per_token: experts that each token goes through, k.
@@ -102,6 +105,7 @@ class ModelConfig:
     shift_logits: bool = False
     weight_dtype: DType = "float32"
     activation_dtype: DType = "float32"
+    head_dtype: DType = "float32"
     remat: Remat = "none"
     num_experts: int = 0
     experts_per_token: int = 0

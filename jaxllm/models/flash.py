@@ -37,10 +37,18 @@ def kernel(config: ModelConfig, length: int, platform: str | None = None) -> Ker
               f"takes rows whose length is a multiple of {TILE}, not {length}; use plain")
         return config.attention
     platform = jax.default_backend() if platform is None else platform
-    if platform == "gpu" and config.activation_dtype != "float32" and config.head_dim % 8 == 0 \
-            and config.head_dim <= 128:
+    if platform == "gpu" and _has_cudnn_kernel() and config.activation_dtype != "float32" and length % 2 == 0 \
+            and config.head_dim % 8 == 0 and config.head_dim <= 128:
         return "cudnn"
     return "splash" if platform == "tpu" and length % TILE == 0 else "plain"
+
+
+def _has_cudnn_kernel() -> bool:
+    """Whether the GPU is NVIDIA's, Ampere or later; others name their capability otherwise, or have a lower one."""
+    try:
+        return float(getattr(jax.devices()[0], "compute_capability", "0")) >= 8.0
+    except ValueError:  # such as gfx90a
+        return False
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None,

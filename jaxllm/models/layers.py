@@ -7,6 +7,7 @@ batched matmuls of attention need no transpose and a cache is updated in place.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,8 +58,10 @@ class Projection(nn.Module):
             out_axis=tuple(range(n, len(self.shape))))
         kernel: Any = self.param("kernel", nn.with_logical_partitioning(init, tuple(self.axes)),
                             tuple(self.shape), self.weight_dtype)
-        y = lax.dot_general(x, kernel.astype(x.dtype),
-                            ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())), precision=self.precision)
+        if x.dtype == kernel.dtype:
+            y = _product(x, kernel, n, self.precision)
+        else:
+            y = _mixed_product(x, kernel, n)
         if self.bias:
             bias: Any = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, tuple(self.axes[n:])),
                               tuple(self.shape[n:]), self.weight_dtype)
@@ -76,6 +79,34 @@ class Projection(nn.Module):
                                   ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())))
             y = y + self.lora.scale * lax.dot_general(low, b.astype(x.dtype), (((low.ndim - 1,), (0,)), ((), ())))
         return y
+
+
+def _product(x: jax.Array, kernel: jax.Array, n: int, precision: lax.Precision | None = None) -> jax.Array:
+    """Sum over the last n dims of x and the first n of the kernel."""
+    return lax.dot_general(x, kernel, ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())),
+                           precision=precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _mixed_product(x: jax.Array, kernel: jax.Array, n: int) -> jax.Array:
+    """`_product` in x's dtype with a kernel of another, whose gradient is summed in float32, over devices too."""
+    return _product(x, kernel.astype(x.dtype), n)
+
+
+def _mixed_forward(x: jax.Array, kernel: jax.Array, n: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _mixed_product(x, kernel, n), (x, kernel)
+
+
+def _mixed_backward(n: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    outputs, rows = kernel.ndim - n, tuple(range(x.ndim - n))
+    dx = lax.dot_general(dy, kernel.astype(dy.dtype), ((tuple(range(dy.ndim - outputs, dy.ndim)),
+                                                        tuple(range(n, kernel.ndim))), ((), ())))
+    d_kernel = lax.dot_general(x, dy, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    return dx, d_kernel.astype(kernel.dtype)
+
+
+_mixed_product.defvjp(_mixed_forward, _mixed_backward)
 
 
 class RMSNorm(nn.Module):
@@ -250,8 +281,7 @@ class MixtureOfExperts(nn.Module):
         c = self.config
         logits = self.router(x.astype(jnp.float32))
         ids, weights, stats = route(logits, c.experts_per_token, c.router, forced, valid)
-        kernels = {name: kernel().astype(x.dtype)
-                   for name, kernel in (("gate", self.gate), ("up", self.up), ("down", self.down))}
+        kernels = {"gate": self.gate(), "up": self.up(), "down": self.down()}
         y = mesh_experts(x, ids, weights, kernels, c.dispatch, scale_input=c.router == "sigmoid")
         return (y + self.shared(x) if c.d_shared_expert else y), stats
 

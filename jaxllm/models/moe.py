@@ -103,7 +103,7 @@ def experts(
       x: `[N, D]`.
       ids: int `[N, k]`; an id outside 0..E-1 contributes nothing.
       weights: float32 `[N, k]`.
-      params: SwiGLU weights `gate` and `up` `[E, D, F]`, `down` `[E, F, D]`, in x's dtype.
+      params: SwiGLU weights `gate` and `up` `[E, D, F]`, `down` `[E, F, D]`; used in x's dtype.
       impl: `dense` computes every expert on every token and is the oracle; `blocks` runs blocks of rows sorted by
         expert and is differentiable once, in reverse; `ragged` is `lax.ragged_dot`; `auto` goes by the platform.
       scale_input: a weight multiplies its expert's input instead of the output. An expert may then appear once
@@ -111,7 +111,8 @@ def experts(
     """
     impl = default_dispatch() if impl == "auto" else impl
     run: Any = {"dense": _dense, "blocks": blocks, "ragged": _ragged}[impl]
-    return run(x, ids, weights.astype(jnp.float32), params["gate"], params["up"], params["down"], scale_input)
+    gate, up, down = (params[name].astype(x.dtype) for name in ("gate", "up", "down"))
+    return run(x, ids, weights.astype(jnp.float32), gate, up, down, scale_input)
 
 
 def mesh_experts(
@@ -121,7 +122,8 @@ def mesh_experts(
     """`experts` for `[B, T, D]`, with ids and weights `[B, T, k]`, over the mesh of `on_mesh` where there is one.
 
     Each device takes its own tokens, replicated over the axes of `expert` and `mlp`, through its own E/n experts
-    and its own slice of their width; the parts are summed across devices. Exact, without all-to-all.
+    and its own slice of their width; the parts are summed across devices. Exact, without all-to-all. Kernels come in
+    the dtype in which their gradients are to be summed over devices.
     """
     def flat(x: jax.Array, ids: jax.Array, weights: jax.Array, params: Mapping[str, jax.Array]) -> jax.Array:
         k = ids.shape[-1]

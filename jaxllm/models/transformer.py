@@ -96,8 +96,10 @@ class Transformer(nn.Module):
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits `[..., V]` of normalised hidden states `[..., D]`."""
         kernel = self.embed().T if self.config.tie_embeddings else self.head()
-        return jnp.einsum("...d,dv->...v", hidden.astype(jnp.float32), kernel.astype(jnp.float32),
-                          precision=jax.lax.Precision.HIGHEST)
+        dtype = dtype_of(self.config.head_dtype)
+        exact = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+        return jnp.einsum("...d,dv->...v", hidden.astype(dtype), kernel.astype(dtype), precision=exact,
+                          preferred_element_type=jnp.float32)
 
     def __call__(
         self, tokens: jax.Array, positions: jax.Array, mask: jax.Array | None, cache: KVCache | None,

@@ -15,7 +15,8 @@ from jaxllm.parallel.shardings import (
     replicated,
     shardings,
     token_sharding,
+    ways,
 )
 
 __all__ = ["RULES", "Rules", "active_mesh", "active_spec", "batch_rows", "batch_sharding", "make_mesh", "on_mesh",
-           "replicated", "shard_batch", "shardings", "token_sharding"]
+           "replicated", "shard_batch", "shardings", "token_sharding", "ways"]

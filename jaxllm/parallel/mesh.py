@@ -34,6 +34,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, expert: int = 1
     for name, size in sizes.items():
         if size < 1 and not (name == "data" and size == -1):
             raise ConfigError(f"mesh.{name}={size}: must be at least 1")
+    rest = fsdp * expert * sequence * tensor
+    if data == -1 and len(devices) % rest:
+        asked = ", ".join(f"mesh.{name}={size}" for name, size in sizes.items() if name != "data" and size > 1)
+        legal = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+        raise ConfigError(f"{asked}: {len(devices)} devices do not split {rest} ways; the product of the axes must be "
+                          f"one of {legal if len(legal) < 20 else legal[:20]}")
     if data == -1:
         sizes["data"] = max(1, len(devices) // (fsdp * expert * sequence * tensor))
     if np.prod(list(sizes.values())) != len(devices):

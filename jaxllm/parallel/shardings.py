@@ -69,6 +69,15 @@ def active_spec(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> Partiti
     return PartitionSpec(*parts)
 
 
+def ways(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> int:
+    """Devices that an array's logical axes are split over under `on_mesh`; 1 outside."""
+    mesh = active_mesh()
+    if mesh is None:
+        return 1
+    parts = [part if isinstance(part, tuple) else (part,) for part in active_spec(axes, shape) if part]
+    return math.prod(mesh.shape[name] for part in parts for name in part)
+
+
 @contextlib.contextmanager
 def on_mesh(mesh: Mesh, rules: Mapping[str, Any] = RULES) -> Iterator[None]:
     """Context in which logical activation constraints apply; a bare `with mesh:` drops them silently."""

@@ -242,7 +242,7 @@ def _export(run: _Run, state: TrainState, directory: Path) -> None:
     model, params = run.config.model, state.model
     if (lora := model.lora) is not None:
         whole = replicated(run.mesh)
-        adapters = jax.jit(lambda p: p, out_shardings=whole)(state.params)
+        adapters = jax.tree.map(np.asarray, jax.jit(lambda p: p, out_shardings=whole)(state.params))
         params = jax.jit(lambda p: models.merge_adapters(p, lora))(params)
         if distributed.is_primary():
             save_adapters(adapters, model, directory.with_name("adapter"))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxllm import models
 from jaxllm.data.batch import Batch
 from jaxllm.models import ModelConfig, RouterStats, api
+from jaxllm.parallel import ways
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -19,8 +20,8 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
-# Logits of more than this many entries a row are never whole in memory: the loss goes piece by piece.
-MAX_ROW_LOGITS = 1 << 22
+# More logits than this on one device are never in memory at once: the loss goes piece by piece.
+MAX_LOGITS = 1 << 26
 
 
 def token_losses(params: Any, config: ModelConfig, hidden: jax.Array,
@@ -32,7 +33,7 @@ def token_losses(params: Any, config: ModelConfig, hidden: jax.Array,
       hidden: `[B, T, D]`, normalised; row t predicts `targets[:, t]`.
       targets: int `[B, T]`.
 
-    With a large vocabulary `[B, T, V]` never exists: pieces of T are scanned, and the backward pass makes each
+    Where it would be large, `[B, T, V]` never exists: pieces of T are scanned, and the backward pass makes each
     piece's logits again.
     """
     def one(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -40,7 +41,8 @@ def token_losses(params: Any, config: ModelConfig, hidden: jax.Array,
         return cross_entropy(logits, targets), (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
 
     b, t = targets.shape
-    pieces = -(-t * config.vocab_size // MAX_ROW_LOGITS)
+    rows = b // ways(("batch",), (b,))
+    pieces = min(t, -(-rows * t * config.vocab_size // MAX_LOGITS))
     if pieces <= 1:
         return one(hidden, targets)
     length = -(-t // pieces)

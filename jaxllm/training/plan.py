@@ -94,7 +94,7 @@ def plan(config: TrainConfig, objective: Objective, device: Device, devices: int
     outside = sum(c.wire_bytes for c in found if c.spans_nodes)
     link = (sum(sent.values()) - outside) / device.link + outside / device.network
 
-    parameters, moments = local_bytes(state.params), local_bytes(state.opt_state)
+    parameters, moments = local_bytes((state.params, state.base)), local_bytes(state.opt_state)
     split = token_sharding(mesh)
     local = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split), batch)
     rows, temporary = local_bytes(local), int(analysis.temp_size_in_bytes)

@@ -5,6 +5,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -121,7 +122,9 @@ def test_tpu_pod_dry_run():
     assert tar[0] == "tar" and {"jaxllm", "configs", "launch", "pyproject.toml", "constraints.txt"} <= set(tar)
     for step in (copy, setup, train):  # one worker alone would wait for the others for ever
         assert step[:4] == resource and step[5:5 + 4] and set(all_of_them) <= set(step)
-    assert "launch/setup.sh --extra tpu" in setup[-2] and "gcsfuse --implicit-dirs --rename-dir-limit=100000 mine runs" in setup[-2]
+    assert "launch/setup.sh --extra tpu" in setup[-2]
+    # Checkpoints are renamed into place, which the mounted bucket refuses for directories unless it is told how large.
+    assert "gcsfuse --implicit-dirs --rename-dir-limit=100000 mine runs" in setup[-2]
     remote = train[-3] if train[-1] == "--project=p" else train[-2]
     assert remote.startswith("--command=cd jaxllm && ")
     assert shlex.split(remote.split('PATH" ')[1]) == TRAIN[1:]
@@ -181,6 +184,18 @@ def test_slurm_requeues_what_is_unfinished(tools, code, restarts, requeued):
     lines = log.read_text().splitlines()
     assert lines[0] == "srun --label --kill-on-bad-exit=1 jaxllm train c"
     assert (lines[1:] == ["scontrol requeue 12"]) is requeued and len(lines) == 1 + requeued
+
+
+def test_slurm_does_not_restart_what_no_restart_mends(tools):
+    """The first process ends with code 2 and notes why; srun kills the others and reports 143."""
+    path, log, file = tools
+    file.write_text("143")
+    srun = path / "srun"
+    srun.write_text(srun.read_text().replace("[ -f", 'echo "optimizer.name=x: use adamw" >>"$JAXLLM_ERROR_FILE"\n[ -f'))
+    done = script("slurm.sbatch", "--", "jaxllm", "train", "c", SLURM_JOB_ID="12", PATH=f"{path}:{os.environ['PATH']}")
+    assert done.returncode == 143 and "not restarted: optimizer.name=x: use adamw" in done.stderr
+    assert len(log.read_text().splitlines()) == 1
+    assert not list(ROOT.glob(".jaxllm-error-*"))
 
 
 def test_slurm_submits_itself(tools):

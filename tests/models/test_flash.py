@@ -58,9 +58,12 @@ def test_cudnns_call_means_plain_attention():
     np.testing.assert_allclose(flash.cudnn(q, k, v, None, "xla"), attend(q, k, v, None), atol=1e-5)
 
 
-def test_which_kernel():
+def test_which_kernel(monkeypatch):
     half = preset("llama-3.2-1b")
+    assert flash.kernel(half, 4096, "gpu") == "plain"  # no such GPU here
+    monkeypatch.setattr(flash, "_has_cudnn_kernel", lambda: True)
     assert flash.kernel(half, 4096, "gpu") == "cudnn"
+    assert flash.kernel(half, 4095, "gpu") == "plain"
     assert flash.kernel(half, 4096, "tpu") == "splash"
     assert flash.kernel(half, 4000, "tpu") == flash.kernel(half, 4096, "cpu") == "plain"
     assert flash.kernel(dataclasses.replace(half, activation_dtype="float32"), 4096, "gpu") == "plain"
@@ -79,10 +82,10 @@ def test_a_models_mask_reaches_the_kernel(monkeypatch):
 
     monkeypatch.setattr(flash, "splash", interpreted)
     config = preset("llada-tiny", causal=True, num_kv_heads=2)
-    params = models.init(config, jax.random.key(0))
+    fast = dataclasses.replace(config, attention="splash")
+    params = models.init(fast, jax.random.key(0))
     tokens = jax.random.randint(jax.random.key(1), (2, 128), 0, 250)
     segments = jnp.asarray(np.repeat([[1, 2, 2, 0], [1, 1, 2, 3]], 32, axis=1), jnp.int32)
-    fast = dataclasses.replace(config, attention="splash")
     expected = models.apply(params, config, tokens, segment_ids=segments).logits
     found = models.apply(params, fast, tokens, segment_ids=segments).logits
     assert calls

@@ -20,7 +20,8 @@ def test_the_left_over_devices_replicate():
 
 
 @pytest.mark.parametrize("sizes, message", [
-    ({"fsdp": 0}, "mesh.fsdp=0"), ({"data": 3}, "needs 3 devices, found 8"), ({"data": 1, "tensor": 3}, "found 8")])
+    ({"fsdp": 0}, "mesh.fsdp=0"), ({"data": 3}, "needs 3 devices, found 8"), ({"data": 1, "tensor": 3}, "found 8"),
+    ({"fsdp": 3}, r"mesh.fsdp=3: 8 devices do not split 3 ways; .* one of \[1, 2, 4, 8\]")])
 def test_impossible_meshes(sizes, message):
     with pytest.raises(ConfigError, match=message):
         make_mesh(**sizes)

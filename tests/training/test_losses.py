@@ -22,9 +22,9 @@ def naive(params, hidden, targets):
     return loss, right
 
 
-@pytest.mark.parametrize("limit", [1 << 22, 96 * 13, 96 * 4])
+@pytest.mark.parametrize("limit", [1 << 26, 3 * 96 * 13, 3 * 96 * 4])
 def test_pieces_give_the_naive_losses_and_gradients(monkeypatch, limit):
-    monkeypatch.setattr(losses, "MAX_ROW_LOGITS", limit)
+    monkeypatch.setattr(losses, "MAX_LOGITS", limit)
     params = models.init(MODEL, jax.random.key(0))
     hidden = jax.random.normal(jax.random.key(1), (3, 29, MODEL.d_model))
     targets = jax.random.randint(jax.random.key(2), (3, 29), 0, 96)
@@ -44,7 +44,7 @@ def test_pieces_give_the_naive_losses_and_gradients(monkeypatch, limit):
 
 def test_whole_logits_never_exist(monkeypatch):
     b, t, v = 2, 64, MODEL.vocab_size
-    monkeypatch.setattr(losses, "MAX_ROW_LOGITS", v * 8)
+    monkeypatch.setattr(losses, "MAX_LOGITS", b * v * 8)
     params = models.init(MODEL, jax.random.key(0))
     hidden, targets = jnp.zeros((b, t, MODEL.d_model)), jnp.zeros((b, t), jnp.int32)
     text = jax.jit(jax.grad(lambda p, h: losses.token_losses(p, MODEL, h, targets)[0].sum(), (0, 1))).lower(
