@@ -21,7 +21,8 @@ def test_the_product_and_its_gradients_by_hand():
     dx, dk = back(weight)
     assert (y.dtype, dx.dtype, dk.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     wide = [np.asarray(a.astype(jnp.bfloat16), np.float64) for a in (x, kernel, weight)]
-    np.testing.assert_allclose(np.asarray(y, np.float64), np.einsum("thk,hkd->td", wide[0], wide[1]), rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(np.asarray(y, np.float64), np.einsum("thk,hkd->td", wide[0], wide[1]), rtol=1e-2,
+                               atol=1e-2)
     np.testing.assert_allclose(np.asarray(dx, np.float64), np.einsum("td,hkd->thk", wide[2], wide[1]), rtol=1e-2,
                                atol=1e-2)
     # No rounding to 8 bits between the sum over tokens and the weight's gradient.

@@ -4,15 +4,19 @@ import dataclasses
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from jaxllm.cli.main import main
 from jaxllm.cli.train import open_config
-from jaxllm.parallel import make_mesh
+from jaxllm.data import Batch
+from jaxllm.models import split_adapters
+from jaxllm.parallel import make_mesh, on_mesh
 from jaxllm.parallel.devices import device
 from jaxllm.training.optimizer import make_optimizer
 from jaxllm.training.plan import plan
 from jaxllm.training.state import init_state, state_shardings
+from jaxllm.training.step import jit_step, make_step
 
 CONFIG = "configs/diffusion/game_of_life.yaml"
 SMALL = ["model.num_layers=2", "stages=[{steps: 4, data: {length: 64, response_length: 32, batch_size: 8}}]"]
@@ -22,6 +26,9 @@ SMALL = ["model.num_layers=2", "stages=[{steps: 4, data: {length: 64, response_l
     ["mesh.fsdp=8"],
     ["mesh.fsdp=2", "mesh.tensor=2", "optimizer.name=adamw"],
     ["mesh.tensor=4", "model.d_model=64", "model.d_mlp=256", "optimizer.name=adamw", "model.weight_dtype=bfloat16"],
+    ["mesh.expert=2", "mesh.fsdp=2", "model.family=llada_moe", "model.num_experts=4", "model.experts_per_token=2",
+     "model.d_expert=32"],
+    ["mesh.fsdp=4", "model.lora.rank=4", "optimizer.name=adamw"],
 ])
 def test_bytes_equal_live_buffers(changes):
     config, objective = open_config(CONFIG, [*SMALL, *changes])
@@ -33,11 +40,33 @@ def test_bytes_equal_live_buffers(changes):
     def live(tree):
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
 
-    assert (found.parameter_bytes, found.optimizer_bytes) == (live(state.params), live(state.opt_state))
-    assert found.num_parameters == sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert (found.parameter_bytes, found.optimizer_bytes) == (live((state.params, state.base)), live(state.opt_state))
+    assert found.num_parameters == sum(leaf.size for leaf in jax.tree.leaves(split_adapters(state.model)[1]))
     assert found.fits
     assert found.batch_bytes == 8 * 64 * 4 * 4 // (found.mesh["data"] * found.mesh["fsdp"])
     assert 0 < found.mfu_serial < found.mfu <= 1
+
+
+@pytest.mark.parametrize("changes", [
+    ["mesh.fsdp=4", "mesh.tensor=2"],
+    ["mesh.fsdp=2", "mesh.sequence=2", "model.remat=full"],
+    ["mesh.expert=2", "mesh.fsdp=2", "model.family=llada_moe", "model.num_experts=4", "model.experts_per_token=2",
+     "model.d_expert=32"],
+])
+def test_temporaries_are_those_of_a_real_step(tmp_path, changes):
+    """What the command's own process says against a step compiled here to be run."""
+    out = tmp_path / "plan.json"
+    assert main(["plan", CONFIG, "--devices", "8", "--device", "h100", "--json", str(out), *SMALL, *changes]) == 0
+    config, objective = open_config(CONFIG, [*SMALL, *changes])
+    mesh, optimizer = make_mesh(**dataclasses.asdict(config.mesh)), make_optimizer(config.optimizer, config.total_steps)
+    layout = state_shardings(config.model, optimizer, mesh)
+    state = jax.jit(lambda key: init_state(config.model, optimizer, key), out_shardings=layout)(jax.random.key(0))
+    whole = np.ones((8, 64), np.int32)
+    batch = Batch(tokens=whole, positions=whole, segment_ids=whole, loss_weights=whole.astype(np.float32))
+    with on_mesh(mesh):
+        step = jit_step(make_step(objective.loss, optimizer, seed=0), layout, mesh)
+        analysis = step.lower(state, batch).compile().memory_analysis()
+    assert json.loads(out.read_text())["temporary_bytes"] == pytest.approx(analysis.temp_size_in_bytes, rel=0.1)
 
 
 def test_command_prints_and_writes(tmp_path, capsys):
