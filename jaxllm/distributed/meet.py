@@ -39,7 +39,7 @@ def _host(place: Place, deadline: float, timeout_s: float) -> None:
     present: dict[int, socket.socket] = {}
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(_listen(place))
-        problem = None
+        problem, objected = None, []
         while problem is None and len(present) < place.count - 1:
             try:
                 server.settimeout(max(0.01, deadline - time.monotonic()))
@@ -53,11 +53,15 @@ def _host(place: Place, deadline: float, timeout_s: float) -> None:
             if hello is None or not {"process", "count"} <= hello.keys():
                 continue  # a port scan, not one of us
             problem = _objection(place, hello, present)
-            present[hello["process"]] = guest
+            if problem is None:
+                present[hello["process"]] = guest
+            else:  # it hears too what it did, and does not push out whom it took the place of
+                objected.append(guest)
         server.close()  # those who know may start JAX at once, which must not talk to this socket
-        for guest in present.values():
+        everyone = [*present.values(), *objected]
+        for guest in everyone:
             _send(guest, {"problem": problem})
-        for guest in present.values():  # they hang up first, which leaves the port free for JAX
+        for guest in everyone:  # they hang up first, which leaves the port free for JAX
             _receive(guest, 1.0)
     if problem is not None:
         raise ConfigError(problem)
