@@ -109,12 +109,12 @@ def test_router_losses_come_on_top_of_the_cross_entropy():
         for e in ids[ids >= 0]:
             layer[e] += 1 / (8 * 12 - 5) / 2
     np.testing.assert_allclose(aux.load, load, rtol=1e-5)
-    added = 0.05 * np.mean(aux.balance) + 0.01 * np.mean(aux.z)
+    added = float(0.05 * jnp.mean(aux.balance) + 0.01 * jnp.mean(aux.z))
     assert float(total) == pytest.approx(float(bare) + float(count) * added, rel=1e-6)
     found = {name: float(s / d) for name, (s, d) in metrics.items()}
     assert found["moe/loss"] == pytest.approx(added, rel=1e-5)
     assert found["moe/load_cv"] == pytest.approx(np.mean(load.std(1) / load.mean(1)), rel=1e-5)
-    assert found["moe/balance"] == pytest.approx(np.mean(aux.balance), rel=1e-5)
+    assert found["moe/balance"] == pytest.approx(float(jnp.mean(aux.balance)), rel=1e-5)
 
 
 def test_the_balance_loss_evens_the_load():
@@ -142,7 +142,7 @@ def test_a_diffusion_run_logs_its_routers_and_is_exported(tmp_path):
 
 
 def test_flops_count_the_experts_a_token_meets():
-    from jaxllm.training.loop import flops_per_token
+    from jaxllm.training import flops_per_token
 
     # Matrices of a layer: q, k, v, o of 16 x 16, a router of 16 x 8, two experts of three 16 x 12; the head 24 x 16.
     # Norm scales count as weights too: two of 16 a layer and the last.
