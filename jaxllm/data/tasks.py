@@ -56,6 +56,7 @@ class TaskConfig:
       seed: base of the problems' seeds; ranges `[seed, seed + size)` that do not overlap give unseen problems.
       grid: side of the board, in cells (game_of_life).
       min_steps, max_steps: range of simulated steps, one drawn per problem (game_of_life).
+      count_down: number the worked steps by those still to do in place of those begun (game_of_life).
       fill: share of the board filled at the start, one draw with replacement per cell counted (game_of_life).
     """
 
@@ -65,6 +66,7 @@ class TaskConfig:
     min_steps: int = 3
     max_steps: int = 3
     fill: float = 0.5
+    count_down: bool = False
 
     def __post_init__(self) -> None:
         check(self.name in TASKS or self.name.startswith("reasoning_gym/"), "task.name", self.name,
@@ -143,7 +145,8 @@ class GameOfLife:
         for step in range(1, steps + 1):
             before, board = board, life_step(board)
             counts = np.pad(10 * before + row_sums(before), ((0, 2), (0, 0)), mode="wrap")
-            lines.append(f"{step}: {_compact(counts)} = {_compact(board[1:])} {_compact(board)}")
+            number = steps + 1 - step if c.count_down else step
+            lines.append(f"{number}: {_compact(counts)} = {_compact(board[1:])} {_compact(board)}")
         if board.tolist() != json.loads(base.response):
             raise RuntimeError(f"game_of_life {index}: worked answer differs from reasoning-gym's")
         return Example(prompt=base.prompt, response=" ".join(lines), entry=base.entry)

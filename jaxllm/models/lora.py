@@ -48,7 +48,7 @@ class LoraConfig:
 
 def split_adapters(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The tree's adapters, and all else; the first is empty where there are none."""
-    flat = traverse_util.flatten_dict(params)
+    flat: dict[Any, Any] = dict(traverse_util.flatten_dict(params))
     adapters = {path: leaf for path, leaf in flat.items() if path[-1] in LEAVES}
     rest = {path: leaf for path, leaf in flat.items() if path not in adapters}
     return traverse_util.unflatten_dict(adapters), traverse_util.unflatten_dict(rest)
@@ -56,13 +56,13 @@ def split_adapters(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, An
 
 def join_adapters(adapters: dict[str, Any], rest: dict[str, Any]) -> dict[str, Any]:
     """The one tree that `split_adapters` split."""
-    flat = {**traverse_util.flatten_dict(rest), **traverse_util.flatten_dict(adapters)}
+    flat: dict[Any, Any] = {**traverse_util.flatten_dict(rest), **traverse_util.flatten_dict(adapters)}
     return traverse_util.unflatten_dict(flat)
 
 
 def merge_adapters(params: dict[str, Any], config: LoraConfig) -> dict[str, Any]:
     """The model without adapters that computes the same: each kernel with its product added, in float32."""
-    flat = traverse_util.flatten_dict(params)
+    flat: dict[Any, Any] = dict(traverse_util.flatten_dict(params))
     out = {path: leaf for path, leaf in flat.items() if path[-1] not in LEAVES}
     for path, a in flat.items():
         if path[-1] != LEAVES[0]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,7 +32,7 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *, seed:
     """
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         def total(params: Any, part: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-            loss, denominator, metrics = loss_fn(state.replace(params=params).model, part, key)
+            loss, denominator, metrics = loss_fn(dataclasses.replace(state, params=params).model, part, key)
             return loss, (denominator, metrics)
 
         grad_fn = jax.value_and_grad(total, has_aux=True)

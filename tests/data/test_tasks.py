@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from jaxllm.data import build_word_tokenizer, make_task
 from jaxllm.data.tasks import TaskConfig
 
@@ -15,21 +17,23 @@ def naive_step(board):
     return sums, alive
 
 
-def worked(board, steps):
+def worked(board, steps, count_down):
     parts = []
     for step in range(1, steps + 1):
         before, (sums, board) = board, naive_step(board)
         counts = [[10 * cell + s for cell, s in zip(*rows, strict=True)] for rows in zip(before, sums, strict=True)]
-        parts.append(f"{step}: {json.dumps(counts + counts[:2])} = {json.dumps(board[1:])} {json.dumps(board)}")
+        number = steps + 1 - step if count_down else step
+        parts.append(f"{number}: {json.dumps(counts + counts[:2])} = {json.dumps(board[1:])} {json.dumps(board)}")
     return " ".join(parts).replace(", ", ",")
 
 
-def test_worked_answers_are_right_and_score():
-    task = make_task(TaskConfig(min_steps=1, max_steps=4))
+@pytest.mark.parametrize("count_down", [False, True])
+def test_worked_answers_are_right_and_score(count_down):
+    task = make_task(TaskConfig(min_steps=1, max_steps=4, count_down=count_down))
     for index in range(12):
         example = task.example(index)
         board = json.loads(example.prompt.split("\n\n")[1].rstrip("."))
-        assert example.response == worked(board, example.entry["metadata"]["simulation_steps"])
+        assert example.response == worked(board, example.entry["metadata"]["simulation_steps"], count_down)
         assert task.score(example.response, example.entry) == 1.0
         wrong = example.response[:-3] + ("0" if example.response[-3] == "1" else "1") + "]]"
         assert task.score(wrong, example.entry) < 1.0
