@@ -99,9 +99,9 @@ def _splash(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array, causa
                                                          interpret=interpret)
     grouped = (q * d**-0.5).reshape(-1, g, h // g, t, d)
 
-    def row(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> jax.Array:
+    def row(q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array) -> Any:
         ids = splash_kernel.SegmentIds(segments, segments)
         return jax.vmap(lambda q, k, v: attend(q, k, v, segment_ids=ids))(q, k, v)
 
-    out = jax.vmap(row)(grouped, k, v, segments.astype(jnp.int32))
+    out: jax.Array = jax.vmap(row)(grouped, k, v, segments.astype(jnp.int32))
     return out.reshape(-1, h, t, d).swapaxes(1, 2).astype(q.dtype)

@@ -58,6 +58,7 @@ class Projection(nn.Module):
             out_axis=tuple(range(n, len(self.shape))))
         kernel: Any = self.param("kernel", nn.with_logical_partitioning(init, tuple(self.axes)),
                             tuple(self.shape), self.weight_dtype)
+        y: Any
         if x.dtype == kernel.dtype:
             y = _product(x, kernel, n, self.precision)
         else:

@@ -54,7 +54,13 @@ def alone():
     return {model: losses(model, make_mesh(devices=jax.devices()[:1])) for model in (DENSE, EXPERTS)}
 
 
-@pytest.mark.parametrize("axes", PRODUCTS, ids=lambda a: "-".join(f"{k}{v}" for k, v in a.items() if v > 1))
+def name(axes):
+    return "-".join(f"{k}{v}" for k, v in axes.items() if v > 1)
+
+
+# All ten by --slow; three, which have every axis between them, always.
+@pytest.mark.parametrize("axes", [pytest.param(axes, marks=() if i in (6, 8, 9) else pytest.mark.slow, id=name(axes))
+                                  for i, axes in enumerate(PRODUCTS)])
 @pytest.mark.parametrize("model", [DENSE, EXPERTS], ids=["dense", "experts"])
 def test_products_of_axes_give_the_losses_of_one_device(model, axes, alone):
     np.testing.assert_allclose(losses(model, make_mesh(**axes)), alone[model], rtol=1e-5)

@@ -49,9 +49,9 @@ def test_bytes_equal_live_buffers(changes):
 
 @pytest.mark.parametrize("changes", [
     ["mesh.fsdp=4", "mesh.tensor=2"],
-    ["mesh.fsdp=2", "mesh.sequence=2", "model.remat=full"],
-    ["mesh.expert=2", "mesh.fsdp=2", "model.family=llada_moe", "model.num_experts=4", "model.experts_per_token=2",
-     "model.d_expert=32"],
+    pytest.param(["mesh.fsdp=2", "mesh.sequence=2", "model.remat=full"], marks=pytest.mark.slow),
+    pytest.param(["mesh.expert=2", "mesh.fsdp=2", "model.family=llada_moe", "model.num_experts=4",
+                  "model.experts_per_token=2", "model.d_expert=32"], marks=pytest.mark.slow),
 ])
 def test_temporaries_are_those_of_a_real_step(tmp_path, changes):
     """What the command's own process says against a step compiled here to be run."""
