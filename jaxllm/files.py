@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
+import shutil
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,46 @@ def aside(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def aside_directory(path: str | Path) -> Iterator[Path]:
+    """A new directory beside `path`; takes its place, also an older one's, when the block ends without an error.
+
+    What a killed process of this machine left beside `path` is removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    host = socket.gethostname()
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}.*.aside"):
+        if not _runs(left.name.rsplit(".", 2)[1]):
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = path.with_name(f".{path.name}.{host}.{os.getpid()}.aside")
+    shutil.rmtree(temporary, ignore_errors=True)
+    new, old = temporary / "new", temporary / "old"
+    new.mkdir(parents=True)
+    try:
+        yield new
+        if path.exists():
+            path.rename(old)
+        try:
+            new.rename(path)
+        except OSError:
+            if old.exists():
+                old.rename(path)
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _runs(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except PermissionError:  # another user's
+        return True
+    except (ProcessLookupError, ValueError):
+        return False
+    return True
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Metrics of a run: JSONL and TensorBoard always, Weights & Biases if installed; and the run manifest."""
+"""Metrics of a run: JSONL and TensorBoard always, Weights & Biases and trackio if installed; and the run manifest."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,10 @@ class Tracker(Protocol):
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Record scalars under their names at `step`."""
+        ...
+
+    def flush(self) -> None:
+        """Have what was logged so far outlive this process."""
         ...
 
     def close(self) -> None:
@@ -46,8 +51,14 @@ class JsonlTracker:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Append a line and flush it."""
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **metrics}) + "\n")
+            self._file.flush()
+        except OSError as err:  # of a full disk, say, which does not tell whose
+            raise OSError(err.errno, err.strerror, self._file.name) from None
+
+    def flush(self) -> None:
+        """Nothing: every line is flushed as it is written."""
 
     def close(self) -> None:
         """Close the file."""
@@ -68,23 +79,60 @@ class TensorBoardTracker:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
+    def flush(self) -> None:
+        """Write what the writer holds back, up to two minutes' worth."""
+        self._writer.flush()
+
     def close(self) -> None:
         """Flush and close."""
         self._writer.close()
 
 
 class WandbTracker:
-    """Weights & Biases; offline unless WANDB_MODE or WANDB_API_KEY says otherwise."""
+    """Weights & Biases; offline unless WANDB_MODE or WANDB_API_KEY says otherwise.
 
-    def __init__(self, run_dir: Path) -> None:
+    A resumed run goes on under the id in `wandb_id`.
+    """
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
         mode = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
-        self._run = wandb.init(project="jaxllm", name=run_dir.name, dir=str(run_dir), mode=mode, resume="allow")
+        known = run_dir / "wandb_id"
+        if not known.exists():
+            write_text(known, uuid.uuid4().hex[:8])
+        self._run = wandb.init(project="jaxllm", name=run_dir.name, dir=str(run_dir), mode=mode, config=dict(config),
+                               id=known.read_text(), resume="allow")
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Log all scalars of a step."""
         self._run.log(dict(metrics), step=step)
+
+    def flush(self) -> None:
+        """Nothing: another process sends what was logged."""
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class TrackioTracker:
+    """Trackio, a local dashboard (`trackio show`); a resumed run goes on under the same name.
+
+    It keeps both lines of a step that is made again after a kill.
+    """
+
+    def __init__(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        import trackio  # pyright: ignore[reportMissingImports]
+
+        self._run = trackio.init(project="jaxllm", name=run_dir.name, config=dict(config), resume="allow", embed=False)
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log all scalars of a step."""
+        self._run.log(dict(metrics), step=step)
+
+    def flush(self) -> None:
+        """Nothing: another process sends what was logged."""
 
     def close(self) -> None:
         """Finish the run."""
@@ -102,19 +150,38 @@ class Trackers:
         for part in self._parts:
             part.log(metrics, step)
 
+    def flush(self) -> None:
+        """Flush each tracker."""
+        for part in self._parts:
+            part.flush()
+
     def close(self) -> None:
         """Close each tracker."""
         for part in self._parts:
             part.close()
 
 
-def open_tracker(run_dir: str | Path, *, resume_step: int | None = None) -> Tracker:
-    """All trackers of a run; with `resume_step` the lines of later steps are dropped first."""
+def open_tracker(run_dir: str | Path, config: Any = None, *, resume_step: int | None = None,
+                 primary: bool = True) -> Tracker:
+    """All trackers of a run; with `resume_step` the lines of later steps are dropped first.
+
+    Args:
+      run_dir: where files go; its name is the run's.
+      config: dataclass of settings, for those trackers that show them.
+      resume_step: the step that a resumed run goes on from.
+      primary: False for all processes but one, which track nothing.
+    """
+    if not primary:
+        return Trackers([])
     run_dir = Path(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    settings = to_dict(config) if dataclasses.is_dataclass(config) else {}
     parts: list[Tracker] = [JsonlTracker(run_dir / "metrics.jsonl", resume_step),
                             TensorBoardTracker(run_dir / "tensorboard", resume_step)]
-    if importlib.util.find_spec("wandb") is not None:
-        parts.append(WandbTracker(run_dir))
+    for package, tracker in (("wandb", WandbTracker), ("trackio", TrackioTracker)):
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:  # a directory of that name, such as theirs, is no package
+            parts.append(tracker(run_dir, settings))
     return Trackers(parts)
 
 

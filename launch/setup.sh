@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Make .venv and install jaxllm with its tests' needs. Safe to run again; does nothing when nothing changed.
-#   launch/setup.sh [--extra NAME]... [--dry-run]      extras: cuda tpu parity dev wandb
+#   launch/setup.sh [--extra NAME]... [--dry-run]      extras: cuda tpu parity dev wandb trackio
 #   PYTHON=/path/to/python3.12 launch/setup.sh         another interpreter
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 extras="test"
-names="cuda tpu test parity dev wandb"
+names="cuda tpu test parity dev wandb trackio"
 dry=0
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -40,6 +40,8 @@ install() {
   if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@" 2>.venv/setup.log; then
     if grep -qiE "connection|name resolution|failed to resolve|timed out|network|retries exceeded" .venv/setup.log; then
       echo "setup: the Python package index cannot be reached; check network, proxy or PIP_INDEX_URL, then run this again" >&2
+    elif grep -qiE "gcc|compiler|Python\.h" .venv/setup.log; then
+      echo "setup: a package had to be built and there is no C compiler; on Debian and Ubuntu install gcc and python3-dev" >&2
     else
       echo "setup: installation failed:" >&2
     fi

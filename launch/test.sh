@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Set up if needed, then run the tests.
-#   launch/test.sh [--slow] [--parity] [pytest arguments]
+#   launch/test.sh [--slow] [--parity] [pytest arguments]      JAXLLM_TEST_WORKERS=4: other than 2 processes
 set -euo pipefail
 cd "$(dirname "$0")/.."
 setup=()
@@ -11,4 +11,5 @@ for argument in "$@"; do
   esac
 done
 launch/setup.sh ${setup[@]+"${setup[@]}"}
-exec .venv/bin/python -m pytest "$@"
+# Most of the time goes into compiling, which takes one core: a worker each, a module's tests on one of them.
+exec .venv/bin/python -m pytest -n "${JAXLLM_TEST_WORKERS:-2}" --dist loadfile "$@"

@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxllm"
-ORDER = ["config", "files", "tracking", "studies", "parallel", "models", "checkpoint", "data", "training", "diffusion",
-         "bench", "cli"]
+ORDER = ["config", "files", "distributed", "tracking", "studies", "parallel", "models", "checkpoint", "data",
+         "training", "diffusion", "bench", "cli"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -45,6 +45,8 @@ def test_libraries_stay_in_their_rooms(path):
         assert not any(n.startswith("flax.linen") for n in names)
     if room(path) != "checkpoint":
         assert not any(n.startswith("orbax") for n in names)
+    if room(path) != "distributed":
+        assert "jax.process_" not in text
     if room(path) != "parallel":
         assert not re.search(r"make_mesh\(\(|[^A-Za-z]Mesh\(", text)
 

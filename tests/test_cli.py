@@ -91,6 +91,22 @@ def test_bad_models(capsys, model, tmp_path):
     assert "tokenizer.json" in run(broken) and "missing" in run(broken)
 
 
+def test_chat_templates(capsys, model, tmp_path):
+    directory = copy_of(model, tmp_path)
+    run = ("decode", "--model", directory, "gen_length=8", "--no-live", "--chat", "--prompt")
+    assert "no chat template" in fails(capsys, *run, "two")
+    # A template beside the tokenizer is enough, as Dream's files have it.
+    (directory / "chat_template.jinja").write_text(
+        "{% for m in messages %}one {{ m.content }} {% endfor %}{% if add_generation_prompt %}three{% endif %}")
+    assert "prompt 0: is empty" in fails(capsys, *run, "")
+    assert main([str(a) for a in (*run, "two", "--report", tmp_path / "chat")]) == 0
+    assert main([str(a) for a in (*run[:-2], "--prompt", "one two three", "--report", tmp_path / "plain")]) == 0
+    chat, plain = (json.loads((tmp_path / name / "decode.jsonl").read_text()) for name in ("chat", "plain"))
+    assert chat["token_ids"] == plain["token_ids"]
+    (directory / "chat_template.jinja").write_text("{{ raise_exception('no system turn') }}")
+    assert "no system turn" in fails(capsys, *run, "two")
+
+
 def test_unknown_command_config_key_and_bench(capsys, tmp_path):
     assert "invalid choice" in fails(capsys, "decod")
     config = ROOT / "configs/diffusion/game_of_life.yaml"

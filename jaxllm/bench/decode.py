@@ -42,8 +42,8 @@ METHODS_BY_NAME: dict[str, dict[str, Any]] = {
     "dual": {"method": "dual"},
     "elastic": {"method": "elastic"},
 }
-# Answers of 62 tokens a simulated step and an EOS: as many steps as fit.
-STEPS_FOR_LENGTH = {128: 2, 256: 4, 512: 8}
+# Answers of 82 tokens a simulated step and an EOS: as many steps as fit.
+STEPS_FOR_LENGTH = {128: 1, 256: 3, 512: 6}
 ONE_TOKEN_TIMED_STEPS = 16
 
 

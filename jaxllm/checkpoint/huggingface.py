@@ -13,14 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
-from jaxllm import models
+from jaxllm import distributed, models
 from jaxllm.checkpoint.hf_config import config_to_huggingface, read_config
-from jaxllm.checkpoint.names import Stored, stored
+from jaxllm.checkpoint.names import Stored, shape_of, split_fused, stored
 from jaxllm.config import ConfigError
 from jaxllm.models import ModelConfig, api
 from jaxllm.parallel import RULES, make_mesh, shardings
@@ -35,7 +36,7 @@ _IGNORED = ("rotary_emb.inv_freq",)
 def load_pretrained(
     directory: str | Path, mesh: Mesh | None = None, rules: Mapping[str, Any] = RULES, dtype: str | None = None,
 ) -> tuple[api.Params, ModelConfig]:
-    """Parameters and description of a LLaDA, Dream, Llama, Qwen2 or Qwen3 directory.
+    """Parameters and description of a directory of a supported family (`hf_config.FAMILIES`).
 
     Files are mapped, not read whole: each device is handed its slice of each leaf. Beside it the host
     holds that slice alone, twice while its layers are stacked.
@@ -68,6 +69,10 @@ def place(config: ModelConfig, tensors: Mapping[str, Any], mesh: Mesh | None, ru
     layout = shardings(models.logical_axes(config), mesh, rules, shapes=abstract)
     where = jax.tree_util.tree_map_with_path(
         lambda path, leaf: stored(config, tuple(p.key for p in path), leaf.shape), abstract)
+    try:
+        tensors = split_fused(tensors, config)
+    except ConfigError as err:
+        raise ConfigError(f"{source}: {err}") from None
     _check_names(where, tensors, config, source)
 
     def make(leaf: jax.ShapeDtypeStruct, sharding: Any, at: Stored) -> jax.Array:
@@ -85,7 +90,8 @@ def save_pretrained(
 ) -> None:
     """Write what `load_pretrained` and, for Llama and Qwen, `transformers` read back.
 
-    Everything is written to a sibling directory that takes the place of `directory` when whole.
+    Everything is written to a sibling directory that takes the place of `directory` when whole. Of several
+    processes all must call it, and process 0 writes.
 
     Raises:
       ConfigError: `directory` exists and `overwrite` is False.
@@ -93,18 +99,19 @@ def save_pretrained(
     directory = Path(directory)
     if directory.exists() and not overwrite:
         raise ConfigError(f"{directory}: exists already; pass overwrite or another directory")
+    tensors = _named_tensors(params, config)
+    if not distributed.is_primary():
+        for _ in tensors:  # gathering takes every process
+            pass
+        return
     aside = directory.with_name(f".{directory.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    flat = jax.tree_util.tree_flatten_with_path(params)[0]
     shards: list[dict[str, np.ndarray]] = [{}]
-    for path, leaf in flat:
-        at = stored(config, tuple(p.key for p in path), leaf.shape)
-        for i, name in enumerate(at.names):
-            tensor = at.write(np.asarray(leaf[i] if at.stacked else leaf))
-            if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > shard_bytes:
-                _write_shard(aside, shards)
-            shards[-1][name] = tensor
+    for name, tensor in tensors:
+        if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > shard_bytes:
+            _write_shard(aside, shards)
+        shards[-1][name] = tensor
     _finish_shards(aside, shards)
     dtype = jnp.dtype(jax.tree.leaves(params)[0].dtype).name
     stated = dataclasses.replace(config, weight_dtype=dtype)  # type: ignore[arg-type]
@@ -121,6 +128,16 @@ def save_pretrained(
         shutil.rmtree(old)
     else:
         aside.rename(directory)
+
+
+def _named_tensors(params: api.Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and host arrays in Hugging Face layout, one layer at a time, gathered from all processes."""
+    def host(part: Any) -> np.ndarray:
+        whole = getattr(part, "is_fully_addressable", True)
+        return np.asarray(part if whole else multihost_utils.process_allgather(part, tiled=True))
+
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        yield from stored(config, tuple(p.key for p in path), leaf.shape).pieces(leaf, host)
 
 
 def _write_shard(aside: Path, shards: list[dict[str, np.ndarray]]) -> None:
@@ -185,8 +202,7 @@ def _check_names(where: Any, tensors: Mapping[str, Any], config: ModelConfig, so
         raise ConfigError(f"{source}: tensors that a {config.family} model of this config does not have: "
                           f"{_some(extra)}")
     for name, shape in expected.items():
-        found = tuple(tensors[name].get_shape() if hasattr(tensors[name], "get_shape") else tensors[name].shape)
-        if found != shape:
+        if (found := shape_of(tensors[name])) != shape:
             raise ConfigError(f"{source}: tensor {name!r} has shape {list(found)}, the config asks for {list(shape)}")
 
 

@@ -1,16 +1,19 @@
 """Hugging Face tensor names of our parameters, and how the layouts map onto each other.
 
-Their linear weights are `[out, in]`; ours are `[in..., out...]` with heads and head width apart.
+Their linear weights are `[out, in]`; ours are `[in..., out...]` with heads and head width apart. Experts are one
+tensor each there and stacked here; files that hold a layer's experts in one tensor are read through `split_fused`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
+from jaxllm.config import ConfigError
 from jaxllm.models import ModelConfig
 
 Layout = Literal["same", "matrix", "heads_out", "heads_in", "head_bias"]
@@ -37,10 +40,30 @@ _LLAMA = {
     "q_norm.scale": "self_attn.q_norm.weight", "k_norm.scale": "self_attn.k_norm.weight",
     "gate.kernel": "mlp.gate_proj.weight", "up.kernel": "mlp.up_proj.weight", "down.kernel": "mlp.down_proj.weight",
 }
+_QWEN_MOE = {
+    **_LLAMA,
+    "moe.router.kernel": "mlp.gate.weight",
+    "moe.gate.kernel": "mlp.experts.{j}.gate_proj.weight", "moe.up.kernel": "mlp.experts.{j}.up_proj.weight",
+    "moe.down.kernel": "mlp.experts.{j}.down_proj.weight",
+    "moe.shared.gate.kernel": "mlp.shared_expert.gate_proj.weight",
+    "moe.shared.up.kernel": "mlp.shared_expert.up_proj.weight",
+    "moe.shared.down.kernel": "mlp.shared_expert.down_proj.weight",
+}
+_MIXTRAL = {
+    **_LLAMA,
+    "moe.router.kernel": "block_sparse_moe.gate.weight",
+    "moe.gate.kernel": "block_sparse_moe.experts.{j}.w1.weight",
+    "moe.up.kernel": "block_sparse_moe.experts.{j}.w3.weight",
+    "moe.down.kernel": "block_sparse_moe.experts.{j}.w2.weight",
+}
+_NAMES = {"llada": _LLADA, "qwen3_moe": _QWEN_MOE, "llada_moe": _QWEN_MOE, "mixtral": _MIXTRAL}
+_EXPERTS = ("moe.gate.kernel", "moe.up.kernel", "moe.down.kernel")
 _LAYOUTS: dict[str, Layout] = {
     "head.kernel": "matrix", "gate.kernel": "matrix", "up.kernel": "matrix", "down.kernel": "matrix",
     "q.kernel": "heads_out", "k.kernel": "heads_out", "v.kernel": "heads_out", "o.kernel": "heads_in",
     "q.bias": "head_bias", "k.bias": "head_bias", "v.bias": "head_bias",
+    "moe.router.kernel": "matrix", **dict.fromkeys(_EXPERTS, "matrix"),
+    **dict.fromkeys(("moe.shared.gate.kernel", "moe.shared.up.kernel", "moe.shared.down.kernel"), "matrix"),
 }
 
 
@@ -49,8 +72,9 @@ class Stored:
     """Where one of our leaves lives in a checkpoint.
 
     Attributes:
-      names: their tensor names; one a layer for stacked leaves.
+      names: their tensor names; one a layer for stacked leaves, or one an expert, layer by layer.
       stacked: our leaf has a leading layer axis.
+      experts: size of the expert axis behind it, 0 without one.
       layout: how their axes become ours.
       head_dim: width K of one head.
       shape: shape of each of their tensors.
@@ -58,6 +82,7 @@ class Stored:
 
     names: tuple[str, ...]
     stacked: bool
+    experts: int
     layout: Layout
     head_dim: int
     shape: tuple[int, ...]
@@ -66,8 +91,13 @@ class Stored:
         """Our slice `index` of the leaf; `get(name)` gives something that slices like an array."""
         if not self.stacked:
             return self._part(get(self.names[0]), index)
-        layers = range(len(self.names))[index[0]]
-        return np.stack([self._part(get(self.names[i]), index[1:]) for i in layers])
+        each = self.experts or 1
+        layers = range(len(self.names) // each)[index[0]]
+        if not self.experts:
+            return np.stack([self._part(get(self.names[i]), index[1:]) for i in layers])
+        own = range(each)[index[1]]
+        return np.stack([np.stack([self._part(get(self.names[i * each + j]), index[2:]) for j in own])
+                         for i in layers])
 
     def _part(self, tensor: Any, index: tuple[slice, ...]) -> np.ndarray:
         k = self.head_dim
@@ -84,8 +114,19 @@ class Stored:
         part = np.asarray(tensor[_times(index[0], k)])
         return part.reshape(-1, k)[:, index[1]]
 
+    def pieces(self, leaf: Any, host: Callable[[Any], np.ndarray] = np.asarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Their tensors of our leaf by name, one layer in memory at a time, brought there by `host`."""
+        if not self.stacked:
+            yield self.names[0], self.write(host(leaf))
+            return
+        each = self.experts or 1
+        for i in range(leaf.shape[0]):
+            layer = host(leaf[i])
+            for j in range(each):
+                yield self.names[i * each + j], self.write(layer[j] if self.experts else layer)
+
     def write(self, leaf: np.ndarray) -> np.ndarray:
-        """Their tensor of our leaf (one layer of it if stacked)."""
+        """Their tensor of one layer of our leaf, one expert of it."""
         if self.layout == "matrix":
             leaf = leaf.T
         elif self.layout == "heads_out":
@@ -97,18 +138,85 @@ class Stored:
 
 def stored(config: ModelConfig, path: tuple[str, ...], shape: tuple[int, ...]) -> Stored:
     """Where leaf `path` of our parameter tree, of `shape`, is found in a checkpoint of the config's family."""
-    names = _LLADA if config.family == "llada" else _LLAMA
+    names = _NAMES.get(config.family, _LLAMA)
     stacked = path[0] == "layers"
     part = ".".join(path[1:] if stacked else path)
-    layout = _LAYOUTS.get(part, "same")
-    one = shape[1:] if stacked else shape
+    layout, experts = _LAYOUTS.get(part, "same"), part in _EXPERTS
+    one = shape[1 + experts:] if stacked else shape
+    if part not in names:
+        raise ConfigError(f"model.family={config.family!r}: its checkpoints have no place for {part}; choose another "
+                          f"family")
     theirs = {"same": one, "matrix": one[::-1], "heads_out": (int(np.prod(one[1:])), one[0]),
               "heads_in": (one[-1], int(np.prod(one[:-1]))), "head_bias": (int(np.prod(one)),)}[layout]
     if stacked:
-        found = tuple(names["layers"].format(i=i) + names[part] for i in range(shape[0]))
+        count = shape[1] if experts else 1
+        found = tuple(names["layers"].format(i=i) + names[part].format(j=j)
+                      for i in range(shape[0]) for j in range(count))
     else:
         found = (names[part],)
-    return Stored(found, stacked, layout, config.head_dim, tuple(theirs))
+    return Stored(found, stacked, shape[1] if experts else 0, layout, config.head_dim, tuple(theirs))
+
+
+_FUSED = re.compile(r"(?P<layer>.*\.)(mlp|block_sparse_moe)\.experts\."
+                    r"(?P<part>gate_up_proj|gate_proj|up_proj|down_proj)(\.weight)?")
+_FUSED_ROUTER = re.compile(r"(?P<layer>.*\.)mlp\.gate\.weight")
+
+
+def split_fused(tensors: Mapping[str, Any], config: ModelConfig) -> Mapping[str, Any]:
+    """`tensors` in which those that hold all experts of a layer appear as one tensor an expert.
+
+    Known by name: `experts.gate_up_proj`, gate above up, `experts.gate_proj`, `up_proj`, `down_proj`; matrices may be
+    `[E, out, in]` (transformers 5) or `[E, in, out]` (Llama 4). Where both fit, the first is taken. Nothing is read.
+    """
+    if not config.num_experts:
+        return tensors
+    names, d, f = _NAMES[config.family], config.d_model, config.d_expert
+    out: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if config.family == "mixtral" and (router := _FUSED_ROUTER.fullmatch(name)):
+            out[router["layer"] + names["moe.router.kernel"]] = tensor
+            continue
+        match = _FUSED.fullmatch(name)
+        if match is None:
+            out[name] = tensor
+            continue
+        kinds = {"gate_up_proj": ("gate", "up"), "gate_proj": ("gate",), "up_proj": ("up",), "down_proj": ("down",)}
+        parts, shape = kinds[match["part"]], shape_of(tensor)
+        rows, columns = (d, f) if parts == ("down",) else (len(parts) * f, d)
+        if shape not in ((config.num_experts, rows, columns), (config.num_experts, columns, rows)):
+            raise ConfigError(f"tensor {name!r} has shape {list(shape)}, the config asks for "
+                              f"{[config.num_experts, rows, columns]} or its transpose")
+        turned = shape[1:] != (rows, columns)
+        for number, part in enumerate(parts):
+            for j in range(config.num_experts):
+                theirs = match["layer"] + names[f"moe.{part}.kernel"].format(j=j)
+                out[theirs] = _Expert(tensor, j, number * f if len(parts) > 1 else 0,
+                                      (rows // len(parts), columns), turned)
+    return out
+
+
+def shape_of(tensor: Any) -> tuple[int, ...]:
+    """Shape of an array or of a lazily sliced tensor of a file."""
+    return tuple(tensor.get_shape() if hasattr(tensor, "get_shape") else tensor.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Expert:
+    """One expert's `[out, in]` matrix inside a tensor of all: rows from `first` on, sliced when asked for."""
+
+    tensor: Any
+    index: int
+    first: int
+    shape: tuple[int, int]
+    turned: bool
+
+    def __getitem__(self, where: tuple[slice, slice]) -> np.ndarray:
+        start, stop, _ = where[0].indices(self.shape[0])
+        rows, columns = slice(start + self.first, stop + self.first), slice(*where[1].indices(self.shape[1])[:2])
+        own = slice(self.index, self.index + 1)
+        if self.turned:
+            return np.asarray(self.tensor[own, columns, rows])[0].T
+        return np.asarray(self.tensor[own, rows, columns])[0]
 
 
 def _times(part: slice, k: int) -> slice:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from jaxllm.cli.memory import keep_freed_memory
 from jaxllm.config import ConfigError, nearest
 
-BENCHES = ("decode", "exact_match")
+BENCHES = ("decode", "exact_match", "train")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +32,17 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{flag.replace('_', '-')}: only bench {of} takes it, not {args.name}")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+    keep_freed_memory()
     from jaxllm.files import write_json
 
     if args.name == "decode":
         from jaxllm.bench.decode import bench
 
         results = bench(quick=args.quick, model_dir=args.model, random_model=not args.quick and not args.no_random)
+    elif args.name == "train":
+        from jaxllm.bench.train import bench as bench_train
+
+        results = bench_train(quick=args.quick)
     else:
         from jaxllm.bench.exact_match import study
 

@@ -1,4 +1,4 @@
-"""`jaxllm convert`: GGUF or Hugging Face in, Hugging Face out, in the dtype asked for."""
+"""`jaxllm convert`: GGUF or Hugging Face in, adapters folded in, Hugging Face out, in the dtype asked for."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, help="a .gguf file or a Hugging Face directory")
     parser.add_argument("target", type=Path, help="directory to write")
     parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="of the weights written")
+    parser.add_argument("--adapter", type=Path, help="LoRA adapters in PEFT's layout, folded into the weights")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing target")
 
 
@@ -26,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     import jax
     import jax.numpy as jnp
 
-    from jaxllm.checkpoint import load_gguf, load_pretrained, save_pretrained
+    from jaxllm.checkpoint import load_gguf, load_pretrained, merge_directory, save_pretrained
     from jaxllm.data import load_tokenizer
 
     args.source, args.target = args.source.resolve(), args.target.resolve()
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         params, config = load_pretrained(args.source, dtype=args.dtype)
         tokenizer = load_tokenizer(args.source) if (args.source / "tokenizer.json").is_file() else None
+    if args.adapter is not None:
+        params = merge_directory(params, config, args.adapter)
     save_pretrained(params, config, args.target, tokenizer=tokenizer, overwrite=args.overwrite)
     for name, data in side_files.items():
         (args.target / name).write_bytes(data)

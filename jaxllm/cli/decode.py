@@ -44,35 +44,44 @@ def run(args: argparse.Namespace) -> int:
     import jax
     from rich.console import Console
 
-    from jaxllm.diffusion import open_model, shipped_model
+    from jaxllm.checkpoint import read_config
+    from jaxllm.data import load_tokenizer
+    from jaxllm.diffusion import open_model, pad_prompts, shipped_model
     from jaxllm.diffusion.config import check_prompts, resolve
 
     model_dir = Path(args.model) if args.model else shipped_model()
-    params, model, tokenizer = open_model(model_dir, args.dtype, args.tensor)
+    # What can be wrong is found before the weights, which may take minutes, are read.
+    if not model_dir.is_dir():
+        raise ConfigError(f"{model_dir}: no such model directory")
+    described, tokenizer = read_config(model_dir), load_tokenizer(model_dir)
     if args.chat:  # the template writes its own special tokens
         encoded = [tokenizer.encode(t, add_special_tokens=False).ids for t in wrap_chat(model_dir, texts)]
     else:
         encoded = [tokenizer.encode(t).ids for t in texts]
-    resolve(model, config)
-    check_prompts(model, config, encoded)
+    resolve(described, config)
+    check_prompts(described, config, encoded)
     if args.report:
-        args.report.mkdir(parents=True, exist_ok=True)  # before the work, not after it
+        args.report.mkdir(parents=True, exist_ok=True)
+    params, model, _ = open_model(model_dir, args.dtype, args.tensor)
     console = Console()
     live = console.is_terminal and not args.no_live
     keys = jax.random.split(jax.random.key(args.seed), len(encoded))
     lines: list[dict[str, Any]] = []
     steps: list[dict[str, Any]] = []
-    first = None
+    first, compiled = None, set()
     for start in range(0, len(encoded), args.batch_size):
         part = encoded[start:start + args.batch_size]
         begun = time.perf_counter()
         result = decode_live(params, part, model, config, keys[start:start + len(part)], tokenizer,
                              console if live else None)
         seconds = time.perf_counter() - begun
+        shape = pad_prompts(part)[0].shape
+        timing = {"batch_seconds": round(seconds, 3), "with_compilation": shape not in compiled}
+        compiled.add(shape)
         first = result if first is None else first
         for row, prompt in enumerate(part):
             line, detail = describe(result, row, prompt, model, config, tokenizer)
-            lines.append({"prompt": texts[start + row], **line, "batch_seconds": round(seconds, 3)})
+            lines.append({"prompt": texts[start + row], **line, "batch": start // args.batch_size, **timing})
             steps += [{"prompt": start + row, **d} for d in detail]
     _print(console, lines)
     if args.report:
@@ -109,16 +118,17 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def wrap_chat(directory: Path, texts: list[str]) -> list[str]:
-    """Each text as the user's turn of the chat template in `directory`."""
-    from transformers import PreTrainedTokenizerFast
+    """Each text as the user's turn of the chat template in `directory`, up to where the model answers."""
+    from jaxllm.data.chat import ChatError, load_chat_template, render_prompt
 
-    if not (directory / "tokenizer_config.json").is_file():
-        raise ConfigError(f"{directory / 'tokenizer_config.json'}: missing, so there is no chat template for --chat")
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(directory), local_files_only=True)
-    if not tokenizer.chat_template:
-        raise ConfigError(f"{directory}: the tokenizer has no chat template")
-    return [str(tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False,
-                                              add_generation_prompt=True)) for text in texts]
+    for i, text in enumerate(texts):
+        if not text:
+            raise ConfigError(f"prompt {i}: is empty; give it at least one token")
+    template = load_chat_template(directory)
+    try:
+        return [render_prompt(template, [{"role": "user", "content": text}]) for text in texts]
+    except ChatError as err:
+        raise ConfigError(f"{directory}: {err}") from None
 
 
 @functools.cache
@@ -202,6 +212,15 @@ def _print(console: Any, lines: list[dict[str, Any]]) -> None:
     for line in lines:
         console.print(Text(line["text"]))
     rows = [[i, line["tokens"], line["forward_passes"], f"{line['share_of_full_rows']:.1%}",
-             f"{line['forward_flops'] / 1e9:.2f}"] for i, line in enumerate(lines)]
-    console.print(table(lines[0]["method"], ["prompt", "tokens", "forward passes", "rows computed", "GFLOP"], rows))
+             f"{line['forward_flops'] / 1e9:.2f}", line["layers_refreshed"]] for i, line in enumerate(lines)]
+    console.print(table(lines[0]["method"], ["prompt", "tokens", "forward passes", "rows computed", "GFLOP",
+                                             "layers refreshed"], rows))
+    # Batches of a shape that was compiled before are what a second run would see.
+    timed = {line["batch"]: line["batch_seconds"] for line in lines if not line["with_compilation"]}
+    if timed:
+        tokens, seconds = sum(line["tokens"] for line in lines if line["batch"] in timed), sum(timed.values())
+        console.print(f"{tokens / seconds:,.0f} tokens/s over {len(timed)} batches, compilation left out")
+    else:
+        console.print(f"{sum({line['batch']: line['batch_seconds'] for line in lines}.values()):.1f} s, compilation "
+                      "included")
     sys.stdout.flush()

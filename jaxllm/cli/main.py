@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from jaxllm import __version__
@@ -14,8 +17,10 @@ from jaxllm.config import ConfigError
 COMMANDS = {
     "decode": ("jaxllm.cli.decode", "decode prompts with a masked-diffusion model"),
     "train": ("jaxllm.cli.train", "train a model from a config"),
+    "plan": ("jaxllm.cli.plan", "memory, traffic and roofline of a training run on devices you do not have"),
+    "data": ("jaxllm.cli.data", "prepare: tokenise records once into a cache"),
     "convert": ("jaxllm.cli.convert", "convert a GGUF file or a Hugging Face directory"),
-    "bench": ("jaxllm.cli.bench", "measure: decode, exact_match"),
+    "bench": ("jaxllm.cli.bench", "measure: decode, exact_match, train"),
     "quickstart": ("jaxllm.cli.quickstart", "decode held-out puzzles with the shipped model, every method"),
 }
 
@@ -55,14 +60,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.print_help()
             return 0
         return importlib.import_module(COMMANDS[args.command][0]).run(args) or 0
-    except ConfigError as err:
+    except (Exception, KeyboardInterrupt) as err:
+        code = report(err)
+        # For launchers that see one exit code of many processes, some of which they killed themselves.
+        if code == 2 and (file := os.environ.get("JAXLLM_ERROR_FILE")):
+            with contextlib.suppress(OSError), open(file, "a", encoding="utf-8") as out:
+                out.write(f"{err}\n")
+        return code
+
+
+def report(err: BaseException) -> int:
+    """Print an error, in one line where the user can mend it; the exit code that fits."""
+    if isinstance(err, ConfigError):
         print(f"jaxllm: error: {' '.join(str(err).split())}", file=sys.stderr)
         return 2
-    except OSError as err:
-        if err.filename is None:  # not about a file that was named
-            raise
+    if isinstance(err, OSError) and err.filename is not None:  # about a file that was named
         print(f"jaxllm: error: {err.filename}: {err.strerror}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    if isinstance(err, KeyboardInterrupt):
         print("jaxllm: interrupted", file=sys.stderr)
         return 130
+    traceback.print_exception(err)
+    return 1

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 from pathlib import Path
 from typing import Any
 
+from jaxllm.cli.memory import keep_freed_memory
 from jaxllm.config import build, settings, to_dict
 
 
@@ -13,36 +16,66 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
     parser.add_argument("config", help="YAML file, such as configs/diffusion/game_of_life.yaml")
     parser.add_argument("--run-dir", type=Path, help="where metrics, manifest and checkpoints go; runs/NAME by default")
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run directory")
+    parser.add_argument("--resume", action="store_true",
+                        help="go on from the newest whole checkpoint of the run directory; from the start without one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as optimizer.learning_rate=1e-4")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; the config's model decides the objective."""
-    from jaxllm.training import train
+    """Train; the config's model decides the objective.
 
+    Returns 0 for a finished run, the config's `stop_exit_code` for one that was stopped and saved. Errors that
+    would come again, such as a diverged loss or a full disk, end in `main` as any bad input: 2.
+    """
+    from jaxllm import distributed
+    from jaxllm.cli.main import report
+    from jaxllm.training import RunStopped, train
+
+    keep_freed_memory()
     run_dir = args.run_dir or Path("runs") / Path(args.config).stem
     config, objective = open_config(args.config, args.overrides)
-    train(config, objective, run_dir, resume=args.resume)
-    summarize_run(run_dir)
+    with distributed.session(config.distributed, report):
+        try:
+            with distributed.Watchdog(config.distributed.watchdog_s, config.total_steps,
+                                      exit_code=config.stop_exit_code) as watchdog:
+                train(config, objective, run_dir, resume=args.resume, on_step=watchdog.beat)
+        except RunStopped as err:
+            print(f"jaxllm: {err}", file=sys.stderr)
+            return err.exit_code
+        if distributed.is_primary():
+            summarize_run(run_dir)
     return 0
 
 
 def open_config(path: str, overrides: list[str]) -> tuple[Any, Any]:
-    """The typed config and the objective that fits its model: causal, or masked diffusion."""
+    """The typed config and the objective that fits its model: causal, or masked diffusion.
+
+    `model: {preset: llada-8b, remat: full}` stands for the preset's fields with changes. Weights of a preset or of
+    `init_from` are held in float32 unless the config says otherwise.
+    """
     from jaxllm.checkpoint import read_config
     from jaxllm.diffusion import DiffusionTrainConfig, diffusion_objective
+    from jaxllm.models.presets import preset
     from jaxllm.training import TrainConfig, causal_objective
 
     data, source = settings(path, overrides)
     if data.get("init_from") is not None:  # its model is the default, which the config may change
-        data, source = settings(path, overrides, {"model": to_dict(read_config(data["init_from"]))})
+        data, source = settings(path, overrides, {"model": _master(read_config(data["init_from"]))})
     model = data.get("model")
+    if isinstance(model, dict) and "preset" in model:
+        changes = {k: v for k, v in model.items() if k != "preset"}
+        model = _master(preset(str(model["preset"]))) | changes
+        data = {**data, "model": model}
     if isinstance(model, dict) and model.get("causal") is True:
         config = build(TrainConfig, data, source)
         return config, causal_objective(config.model)
     config = build(DiffusionTrainConfig, data, source)
     return config, diffusion_objective(config)
+
+
+def _master(model: Any) -> dict[str, Any]:
+    """A published model's settings with float32 weights: small updates would be rounded away in half precision."""
+    return {**to_dict(model), "weight_dtype": "float32"}
 
 
 def summarize_run(run_dir: Path) -> None:
@@ -55,7 +88,7 @@ def summarize_run(run_dir: Path) -> None:
     records = read_jsonl(run_dir / "metrics.jsonl")
     rows = []
     for name in ("train/loss", "train/accuracy", "validation/nll_per_token", "perf/tokens_per_s", "perf/mfu"):
-        values = [r[name] for r in records if name in r]
+        values = [r[name] for r in records if name in r and math.isfinite(r[name])]
         if values:
             best = min(values) if name.endswith(("loss", "nll_per_token")) else max(values)
             rows.append([name, values[0], values[-1], best])

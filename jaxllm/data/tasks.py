@@ -11,7 +11,7 @@ import dataclasses
 import json
 import random
 from collections.abc import Callable
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -56,17 +56,17 @@ class TaskConfig:
       seed: base of the problems' seeds; ranges `[seed, seed + size)` that do not overlap give unseen problems.
       grid: side of the board, in cells (game_of_life).
       min_steps, max_steps: range of simulated steps, one drawn per problem (game_of_life).
+      count_down: number the worked steps by those still to do in place of those begun (game_of_life).
       fill: share of the board filled at the start, one draw with replacement per cell counted (game_of_life).
-      layout: how the worked answer is written, `sums` or `counts` (game_of_life).
     """
 
     name: str = "game_of_life"
     seed: int = 1_000_000_000
     grid: int = 5
-    min_steps: int = 4
-    max_steps: int = 4
+    min_steps: int = 3
+    max_steps: int = 3
     fill: float = 0.5
-    layout: Literal["sums", "counts"] = "sums"
+    count_down: bool = False
 
     def __post_init__(self) -> None:
         check(self.name in TASKS or self.name.startswith("reasoning_gym/"), "task.name", self.name,
@@ -111,18 +111,13 @@ class ReasoningGym:
 
 
 class GameOfLife:
-    """Conway's game on a torus, every intermediate board written out, as JSON arrays, in one of two layouts.
+    """Conway's game on a torus, every intermediate board written out as JSON arrays.
 
-    `sums`: `1: SUMS = BOARD 2: SUMS = BOARD ...`. SUMS says for each cell how many live among itself and the
-    cells left and right of it; its last row stands once more above the first and its first below the last, so
-    that the torus has no seam for the board that follows: three sums in one column and the cell itself decide
-    each of its cells. But the first row of sums hangs on the row just before it, which a decoder that fills in
-    many tokens at once may not have yet.
-
-    `counts`: `1: COUNTS = LOWER BOARD 2: COUNTS = LOWER BOARD ...`. COUNTS says for each cell 10 if it lives plus its sum as above; its first two rows stand once more
-    below its last, so that three counts in one column decide a cell of the next board: rows 1, 2, ... first
-    (LOWER), then row 0, which starts BOARD, whose other rows repeat LOWER. In this order no entry depends on one
-    of the row just before it.
+    `1: COUNTS = LOWER BOARD 2: COUNTS = LOWER BOARD ...`. COUNTS says for each cell how many live among itself and the
+    cells left and right of it, and 10 more if it lives itself; its first two rows stand once more below its last, so
+    that the torus has no seam and three counts in one column decide a cell of the next board: rows 1, 2, ... first
+    (LOWER), then row 0, which starts BOARD, whose other rows repeat LOWER. In this order no entry hangs on one of the
+    row just before it, which a decoder that fills in many tokens at once may not have yet.
 
     The last board is the answer that reasoning-gym's `game_of_life` scorer checks.
     """
@@ -149,12 +144,9 @@ class GameOfLife:
         lines = []
         for step in range(1, steps + 1):
             before, board = board, life_step(board)
-            if c.layout == "sums":
-                sums = np.pad(row_sums(before), ((1, 1), (0, 0)), mode="wrap")
-                lines.append(f"{step}: {_compact(sums)} = {_compact(board)}")
-            else:
-                counts = np.pad(10 * before + row_sums(before), ((0, 2), (0, 0)), mode="wrap")
-                lines.append(f"{step}: {_compact(counts)} = {_compact(board[1:])} {_compact(board)}")
+            counts = np.pad(10 * before + row_sums(before), ((0, 2), (0, 0)), mode="wrap")
+            number = steps + 1 - step if c.count_down else step
+            lines.append(f"{number}: {_compact(counts)} = {_compact(board[1:])} {_compact(board)}")
         if board.tolist() != json.loads(base.response):
             raise RuntimeError(f"game_of_life {index}: worked answer differs from reasoning-gym's")
         return Example(prompt=base.prompt, response=" ".join(lines), entry=base.entry)

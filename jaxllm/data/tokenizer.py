@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from jaxllm.config import ConfigError
+from jaxllm.config import ConfigError, check
 from jaxllm.files import read_json
 
 SPECIAL_TOKENS = ("<|mask|>", "<|endoftext|>", "<|unk|>")
@@ -35,9 +35,12 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if not file.is_file():
         raise ConfigError(f"{file}: missing tokenizer; put the model's tokenizer.json there")
     try:
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as err:  # the library raises bare Exception
         raise ConfigError(f"{file}: not a tokenizer.json ({err})") from None
+    tokenizer.no_truncation()  # some are saved with a length to cut or fill to, and would do so in silence
+    tokenizer.no_padding()
+    return tokenizer
 
 
 # Qwen2's first split: contractions, words, single digits, signs, line ends, spaces.
@@ -82,6 +85,13 @@ def build_word_tokenizer(texts: Iterable[str]) -> Tokenizer:
     trainer = trainers.WordLevelTrainer(special_tokens=list(SPECIAL_TOKENS))
     tokenizer.train_from_iterator(itertools.chain(texts), trainer=trainer)
     return tokenizer
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
+    """`ConfigError` unless every id of the tokenizer is one of the model's `vocab_size`."""
+    needed = max(tokenizer.get_vocab().values(), default=0) + 1
+    check(needed <= vocab_size, "model.vocab_size", vocab_size,
+          f"the tokenizer has {tokenizer.get_vocab_size()} tokens with ids below {needed}")
 
 
 def special_id(tokenizer: Tokenizer, token: str) -> int:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxllm import models
 from jaxllm.config import check
 from jaxllm.data.batch import Batch
-from jaxllm.models import ModelConfig
-from jaxllm.training.losses import cross_entropy
+from jaxllm.models import ModelConfig, RouterStats
+from jaxllm.training.losses import router_losses, token_losses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,21 +124,29 @@ def frozen(key: jax.Array, masked: jax.Array, share: float) -> jax.Array:
     return (free | masked)[:, :, None] | jnp.tril(jnp.ones((t, t), bool))
 
 
-def predictions(params: Any, config: ModelConfig, tokens: jax.Array, positions: jax.Array | None = None,
-                segment_ids: jax.Array | None = None, visible: jax.Array | None = None) -> jax.Array:
-    """Float32 logits `[B, T, V]` in which row i predicts token i, also for models that shift by one."""
-    logits = models.apply(params, config, tokens, positions=positions, segment_ids=segment_ids, visible=visible).logits
+def predictors(params: Any, config: ModelConfig, tokens: jax.Array, positions: jax.Array | None = None,
+               segment_ids: jax.Array | None = None,
+               visible: jax.Array | None = None) -> tuple[jax.Array, RouterStats | None]:
+    """Hidden states `[B, T, D]` of which row i predicts token i, also for models that shift by one; and what a
+    mixture's routers did."""
+    out = models.apply(params, config, tokens, positions=positions, segment_ids=segment_ids, visible=visible,
+                       head=False)
+    return _unshifted(out.hidden, config, positions), out.aux
+
+
+def _unshifted(hidden: jax.Array, config: ModelConfig, positions: jax.Array | None) -> jax.Array:
     if not config.shift_logits:
-        return logits
-    shifted = jnp.concatenate([logits[:, :1], logits[:, :-1]], axis=1)
+        return hidden
+    shifted = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
     if positions is None:
         return shifted
     # The first token of a packed document has only its own row; the one before belongs to another document.
-    return jnp.where((positions == 0)[..., None], logits, shifted)
+    return jnp.where((positions == 0)[..., None], hidden, shifted)
 
 
 def masked_diffusion_loss(model: ModelConfig, config: MaskedDiffusionConfig):
-    """LLaDA's loss: cross-entropy on masked tokens over t, divided by the maskable tokens of the batch."""
+    """LLaDA's loss: cross-entropy on masked tokens over t, divided by the maskable tokens of the batch; a
+    mixture's router losses on top."""
     check(model.mask_id is not None, "model.mask_id", None, "a masked-diffusion model needs a mask token id")
 
     def loss_fn(params: Any, batch: Batch, key: jax.Array):
@@ -154,13 +162,13 @@ def masked_diffusion_loss(model: ModelConfig, config: MaskedDiffusionConfig):
         if config.frozen_share > 0:
             visible = frozen(jax.random.fold_in(key, 2), masked, config.frozen_share)
         noisy = jnp.where(masked, model.mask, batch.tokens)
-        logits = predictions(params, model, noisy, batch.positions, segments, visible)
-        loss = cross_entropy(logits, batch.tokens)
-        right = (jnp.argmax(logits, -1) == batch.tokens).astype(jnp.float32)
+        hidden, aux = predictors(params, model, noisy, batch.positions, segments, visible)
+        loss, right = token_losses(params, model, hidden, batch.tokens)
         count = jnp.sum(maskable).astype(jnp.float32)
         learned = (weight > 0).astype(jnp.float32)
         metrics = {"train/accuracy": (jnp.sum(right * learned), jnp.sum(learned))}
-        return jnp.sum(loss * weight), count, metrics
+        total, further = router_losses(model, aux, jnp.sum(loss * weight), count)
+        return total, count, metrics | further
 
     return loss_fn
 
@@ -184,8 +192,8 @@ def elbo(params: Any, model: ModelConfig, batch: Batch, key: jax.Array,
         rank = jnp.argsort(jnp.argsort(score, axis=1), axis=1)
         masked = maskable & (rank < number[:, None])
         noisy = jnp.where(masked, model.mask, batch.tokens)
-        logits = predictions(params, model, noisy, batch.positions, batch.segment_ids)
-        return jnp.sum(cross_entropy(logits, batch.tokens) * masked * (count / number)[:, None])
+        hidden = predictors(params, model, noisy, batch.positions, batch.segment_ids)[0]
+        return jnp.sum(token_losses(params, model, hidden, batch.tokens)[0] * masked * (count / number)[:, None])
 
     total = jnp.mean(jax.lax.map(one, jax.random.split(key, samples)))
     return total, jnp.sum(count).astype(jnp.float32)

@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxllm.diffusion.commit import Record
 from jaxllm.diffusion.config import DecodeConfig
-from jaxllm.diffusion.statistics import forward_flops, rows_per_layer
+from jaxllm.diffusion.statistics import forward_flops, forward_passes, rows_per_layer
 from jaxllm.files import aside
 from jaxllm.models import ModelConfig
 
@@ -36,11 +36,12 @@ def step_lines(record: Record, row: int, model: ModelConfig, config: DecodeConfi
 def summary_line(record: Record, row: int, model: ModelConfig, config: DecodeConfig, prompt_length: int,
                  answer_length: int) -> dict[str, Any]:
     """Totals of one prompt's decode."""
-    rows = rows_per_layer(record, row, model, config, prompt_length)
-    whole = model.num_layers * (prompt_length + config.gen_length)
-    return {"method": config.method, "tokens": answer_length, "forward_passes": int(record.steps[row]),
-            "rows_computed": int(rows.sum()), "layers_refreshed": int((rows == whole // model.num_layers).sum()),
-            "share_of_full_rows": round(float(rows.sum() / (whole * max(int(record.steps[row]), 1))), 4),
+    rows, steps = rows_per_layer(record, row, model, config, prompt_length), int(record.steps[row])
+    whole = forward_passes(config) * model.num_layers * (prompt_length + config.gen_length)
+    refreshed = model.num_layers * steps - int(np.asarray(record.refresh_from)[:steps, row].sum())
+    return {"method": config.method, "tokens": answer_length, "forward_passes": steps,
+            "rows_computed": int(rows.sum()), "layers_refreshed": refreshed,
+            "share_of_full_rows": round(float(rows.sum() / (whole * max(steps, 1))), 4),
             "forward_flops": forward_flops(record, row, model, config, prompt_length)}
 
 

@@ -2,12 +2,17 @@
 
 Entry points: `ModelConfig`, `preset`, `init`, `abstract`, `logical_axes`, `apply`, and for decoders
 that cache between a layer's halves `embed`, `project`, `finish`, `logits`. Architectures: LLaDA
-(arXiv 2502.09992), Dream (2508.15487), Llama 3, Qwen2.5, Qwen3, SmolLM2. Not here: dropout.
+(arXiv 2502.09992), Dream (2508.15487), Llama 3, Qwen2.5, Qwen3, SmolLM2; mixtures of experts (`moe.py`): Mixtral,
+Qwen3-MoE, LLaDA-MoE. Not here: dropout, layers of different kinds in one model.
 """
 
 from jaxllm.models.api import abstract, apply, init, logical_axes
 from jaxllm.models.cache import KVCache, empty_cache
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import ModelConfig, with_lora
+from jaxllm.models.lora import TARGETS as LORA_TARGETS
+from jaxllm.models.lora import LoraConfig, join_adapters, merge_adapters, split_adapters
+from jaxllm.models.moe import RouterStats
 from jaxllm.models.transformer import Output
 
-__all__ = ["KVCache", "ModelConfig", "Output", "abstract", "apply", "empty_cache", "init", "logical_axes"]
+__all__ = ["LORA_TARGETS", "KVCache", "LoraConfig", "ModelConfig", "Output", "RouterStats", "abstract", "apply",
+           "empty_cache", "init", "join_adapters", "logical_axes", "merge_adapters", "split_adapters", "with_lora"]

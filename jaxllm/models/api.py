@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -56,7 +57,7 @@ def attention_mask(
 def apply(
     params: Params, config: ModelConfig, tokens: jax.Array, *, positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None, visible: jax.Array | None = None, cache: KVCache | None = None,
-    slots: jax.Array | None = None, head: bool = True,
+    slots: jax.Array | None = None, head: bool = True, routes: jax.Array | None = None,
 ) -> Output:
     """Forward pass over `[B, T]` token ids.
 
@@ -64,7 +65,8 @@ def apply(
       params: parameter tree of `init`.
       config: its description.
       tokens: int32 `[B, T]`.
-      positions: int32 `[B, T]`, for rotary angles and the causal mask; 0..T-1 by default.
+      positions: int32 `[B, T]`, for rotary angles and the causal mask; 0..T-1 by default. The TPU's kernel takes the
+        tokens of a segment to be in order.
       segment_ids: int32 `[B, T]`; 0 marks padding, other rows attend within their segment. Without
         a cache only.
       visible: bool `[B, T, T]`, True where row t may see key s, on top of the other rules. Without a
@@ -74,13 +76,20 @@ def apply(
       slots: int32 `[B, T]`, where the new rows go; `positions` by default. A slot outside the cache
         is dropped, which is how padding rows are kept out.
       head: False to skip the logits.
+      routes: int `[L, N, k]` for the N = B * T tokens in row-major order, experts that a mixture of experts takes
+        in place of the router's choice; a token with a -1 among its k is routed afresh. `Output.aux.ids` of an
+        earlier pass over the same tokens replays it.
 
     Returns:
       `Output` with raw logits: row i of a `shift_logits` model predicts token i + 1.
     """
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+    valid = segments = None
     if cache is None:
+        if visible is None:
+            segments = jnp.ones_like(tokens) if segment_ids is None else segment_ids
+        valid = None if segment_ids is None else segment_ids > 0
         mask = attention_mask(config, positions, positions, segment_ids)
         if visible is not None:
             mask = visible[:, None] if mask is None else mask & visible[:, None]
@@ -88,13 +97,19 @@ def apply(
         if segment_ids is not None or visible is not None:
             raise ValueError("segment_ids, visible: not supported together with a cache; drop padding rows by slots=-1")
         slots = positions if slots is None else slots
+        valid = (slots >= 0) & (slots < cache.positions.shape[1])
         rows = jnp.arange(tokens.shape[0])[:, None]
         where = jnp.where(slots < 0, cache.positions.shape[1], slots)
         filled = cache.positions.at[rows, where].set(positions, mode="drop")
         mask = (filled >= 0)[:, None, None, :]
         if config.causal:
             mask = mask & (filled[:, None, None, :] <= positions[:, None, :, None])
-    return Transformer(config).apply({"params": params}, tokens, positions, mask, cache, slots, head)  # type: ignore
+    if routes is not None:
+        if not config.num_experts:
+            raise ValueError("routes: a dense model has no experts to force; leave it out")
+        routes = routes.reshape(config.num_layers, *tokens.shape, config.experts_per_token)
+    return Transformer(config).apply({"params": params}, tokens, positions, mask, cache, slots, head, valid,
+                                     routes, segments)  # type: ignore
 
 
 def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
@@ -110,8 +125,8 @@ def project(
 
 
 def finish(layer: Params, config: ModelConfig, x: jax.Array, attended: jax.Array) -> jax.Array:
-    """Residual stream `[B, T, D]` after one layer's attention output `[B, T, H, K]` and MLP."""
-    return Block(config).apply({"params": layer}, x, attended, method="finish")  # type: ignore
+    """Residual stream `[B, T, D]` after one layer's attention output `[B, T, H, K]` and MLP or experts."""
+    return Block(config).apply({"params": layer}, x, attended, method="finish")[0]  # type: ignore
 
 
 def logits(params: Params, config: ModelConfig, x: jax.Array) -> jax.Array:
@@ -132,5 +147,6 @@ def tables(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Ar
 
 def _init_boxed(config: ModelConfig, key: jax.Array) -> Any:
     token = jnp.zeros((1, 1), jnp.int32)
+    config = dataclasses.replace(config, attention="plain")  # of one token, on any backend
     variables = Transformer(config).init(key, token, token, None, None, None, True)
     return variables["params"]

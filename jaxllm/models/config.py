@@ -6,10 +6,20 @@ import dataclasses
 from typing import Literal
 
 from jaxllm.config import check
+from jaxllm.models.lora import LoraConfig
 
-Family = Literal["llada", "dream", "llama", "qwen2", "qwen3"]
+Family = Literal["llada", "dream", "llama", "qwen2", "qwen3", "llada_moe", "mixtral", "qwen3_moe"]
 DType = Literal["float32", "bfloat16", "float16"]
 Remat = Literal["none", "full", "dots"]
+Router = Literal["softmax", "softmax_renormalized", "sigmoid"]
+Attention = Literal["auto", "plain", "cudnn", "splash"]
+Dispatch = Literal["auto", "dense", "blocks", "ragged"]
+
+MIXTURE_FAMILIES = ("llada_moe", "mixtral", "qwen3_moe")
+
+# Settings of a run rather than of the weights: they may differ from a checkpoint's.
+RUN_FIELDS = ("weight_dtype", "activation_dtype", "head_dtype", "remat", "attention", "dispatch", "balance_coef",
+              "z_coef", "lora")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +57,7 @@ class ModelConfig:
       num_heads: query heads, H.
       num_kv_heads: key and value heads, must divide `num_heads`.
       head_dim: width of one head, K.
-      d_mlp: hidden width of SwiGLU, F.
+      d_mlp: hidden width of SwiGLU, F; a mixture of experts has none of that width and only states it in checkpoints.
       max_length: longest sequence the position encoding is meant for.
       rope_theta: base of the rotary wavelengths.
       rope_scaling: Llama 3.1's stretch of them, None for plain RoPE.
@@ -58,7 +68,21 @@ class ModelConfig:
       shift_logits: row i - 1 predicts token i also in a bidirectional model (Dream).
       weight_dtype: dtype in which parameters are held.
       activation_dtype: dtype of matmuls and the residual stream; logits are always float32.
+      head_dtype: dtype in which the head's two operands are multiplied, summed in float32 whatever it is. float32 is
+        what policies need whose log-probabilities are compared; half precision is several times as fast.
       remat: which activations the backward pass recomputes.
+      num_experts: experts of each layer, E; 0 for a dense model.
+      experts_per_token: experts that each token goes through, k.
+      d_expert: hidden width of one expert.
+      d_shared_expert: hidden width of an expert that every token goes through beside its k, 0 for none.
+      router: `softmax` weighs the k experts' outputs by probabilities over all E (LLaDA-MoE), `softmax_renormalized`
+        by those over the k (Mixtral, Qwen3-MoE), `sigmoid` one expert's input by its logit's sigmoid (Llama 4).
+      balance_coef: weight of the load-balance loss, which is 1 for an even load whatever k is, in the training loss.
+      z_coef: weight of the router's z loss.
+      attention: how whole rows attend; `auto` is cuDNN's kernel on GPUs in half precision, splash on TPUs, and the
+        plain form elsewhere.
+      lora: low-rank adapters beside the blocks' kernels, None for none; counts of parameters leave them out.
+      dispatch: how rows reach their experts; `auto` is `ragged` on TPUs and `blocks` elsewhere.
       family: whose Hugging Face names the checkpoint uses.
       mask_id, eos_id, pad_id, bos_id: special token ids, None where the family has none.
     """
@@ -81,7 +105,18 @@ class ModelConfig:
     shift_logits: bool = False
     weight_dtype: DType = "float32"
     activation_dtype: DType = "float32"
+    head_dtype: DType = "float32"
     remat: Remat = "none"
+    num_experts: int = 0
+    experts_per_token: int = 0
+    d_expert: int = 0
+    d_shared_expert: int = 0
+    router: Router = "softmax"
+    balance_coef: float = 0.0
+    z_coef: float = 0.0
+    dispatch: Dispatch = "auto"
+    attention: Attention = "auto"
+    lora: LoraConfig | None = None
     family: Family = "llada"
     mask_id: int | None = None
     eos_id: int | None = None
@@ -95,6 +130,7 @@ class ModelConfig:
         check(self.num_heads % self.num_kv_heads == 0, "num_kv_heads", self.num_kv_heads,
               f"must divide num_heads={self.num_heads}")
         check(self.head_dim % 2 == 0, "head_dim", self.head_dim, "must be even for rotary positions")
+        self._check_experts()
         for name in ("mask_id", "eos_id", "pad_id", "bos_id"):
             value = getattr(self, name)
             check(value is None or 0 <= value < self.vocab_size, name, value,
@@ -106,12 +142,56 @@ class ModelConfig:
         assert self.mask_id is not None
         return self.mask_id
 
+    def _check_experts(self) -> None:
+        for name in () if self.lora is None else self.lora.targets:
+            check(self.num_experts == 0 or name in ("q", "k", "v", "o"), "lora.targets", name,
+                  "a mixture of experts takes adapters on q, k, v and o only")
+        if self.num_experts == 0:
+            for name in ("experts_per_token", "d_expert", "d_shared_expert", "balance_coef", "z_coef"):
+                check(getattr(self, name) == 0, name, getattr(self, name), "needs num_experts; a dense model has none")
+            check(self.family not in MIXTURE_FAMILIES, "family", self.family,
+                  "needs num_experts; its models are mixtures")
+            return
+        check(self.num_experts >= 1, "num_experts", self.num_experts, "must not be negative; 0 for a dense model")
+        check(1 <= self.experts_per_token <= self.num_experts, "experts_per_token", self.experts_per_token,
+              f"must lie in 1..num_experts={self.num_experts}")
+        check(self.router != "sigmoid" or self.experts_per_token == 1, "experts_per_token", self.experts_per_token,
+              "must be 1 with router='sigmoid', which weighs one expert's input")
+        check(self.d_expert >= 1, "d_expert", self.d_expert, "must be at least 1")
+        for name in ("d_shared_expert", "balance_coef", "z_coef"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+
     @property
     def num_parameters(self) -> int:
         """Count of scalar parameters."""
+        return self._count(self.num_experts)
+
+    @property
+    def active_parameters(self) -> int:
+        """Count of the parameters that one token meets; all of them in a dense model."""
+        return self._count(self.experts_per_token)
+
+    @property
+    def layer_weights_per_token(self) -> int:
+        """Matrix entries that one token is multiplied by in one layer."""
+        return self._attention() + self._mlp(self.experts_per_token)
+
+    def _attention(self) -> int:
+        return self.d_model * self.head_dim * (2 * self.num_heads + 2 * self.num_kv_heads)
+
+    def _mlp(self, experts: int) -> int:
+        if self.num_experts == 0:
+            return 3 * self.d_model * self.d_mlp
+        return self.d_model * (self.num_experts + 3 * (experts * self.d_expert + self.d_shared_expert))
+
+    def _count(self, experts: int) -> int:
         d, k = self.d_model, self.head_dim
-        attention = d * k * (2 * self.num_heads + 2 * self.num_kv_heads)
         biases = k * (self.num_heads + 2 * self.num_kv_heads) if self.qkv_bias else 0
         norms = 2 * d + (2 * k if self.qk_norm else 0)
-        layer = attention + biases + norms + 3 * d * self.d_mlp
+        layer = self._attention() + biases + norms + self._mlp(experts)
         return self.num_layers * layer + self.vocab_size * d * (1 if self.tie_embeddings else 2) + d
+
+
+def with_lora(config: ModelConfig, lora: LoraConfig | None) -> ModelConfig:
+    """The same model with other adapters, or without."""
+    return dataclasses.replace(config, lora=lora)

@@ -1,12 +1,13 @@
 """Building blocks of the transformer: projections, RMSNorm, rotary positions, attention, one block.
 
 Dims: B batch, T query rows, S key rows, D model, H query heads, G key/value heads, K head width,
-F MLP width, L layers, V vocabulary. Keys and values are held head-major, `[B, G, S, K]`, so that the
+F MLP width, E experts, L layers, V vocabulary. Keys and values are held head-major, `[B, G, S, K]`, so that the
 batched matmuls of attention need no transpose and a cache is updated in place.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,9 +15,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
+from jaxllm.models import flash
 from jaxllm.models.config import ModelConfig
+from jaxllm.models.lora import LoraConfig
+from jaxllm.models.moe import RouterStats, mesh_experts, route
 from jaxllm.models.rope import inverse_frequencies
+from jaxllm.parallel import active_mesh, active_spec
 
 # Queries are processed in chunks of this many rows once T is larger, so the weights of a whole
 # [T, S] square never exist at once.
@@ -40,6 +46,8 @@ class Projection(nn.Module):
     bias: bool = False
     init_scale: float = 1.0
     weight_dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    precision: lax.Precision | None = None
+    lora: LoraConfig | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -50,13 +58,56 @@ class Projection(nn.Module):
             out_axis=tuple(range(n, len(self.shape))))
         kernel: Any = self.param("kernel", nn.with_logical_partitioning(init, tuple(self.axes)),
                             tuple(self.shape), self.weight_dtype)
-        y = lax.dot_general(x, kernel.astype(x.dtype),
-                            ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())))
+        y: Any
+        if x.dtype == kernel.dtype:
+            y = _product(x, kernel, n, self.precision)
+        else:
+            y = _mixed_product(x, kernel, n)
         if self.bias:
             bias: Any = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, tuple(self.axes[n:])),
                               tuple(self.shape[n:]), self.weight_dtype)
             y = y + bias.astype(y.dtype)
+        if self.lora is not None:
+            rank = self.lora.rank
+            # Uniform of variance 1 / (3 fan-in), as published code has it; B is zero, so the first step's model is W's.
+            fan_in = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", in_axis=tuple(range(n)), out_axis=n)
+            a: Any = self.param("lora_a", nn.with_logical_partitioning(fan_in, (*self.axes[:n], "lora_rank")),
+                                (*self.shape[:n], rank), jnp.float32)
+            b: Any = self.param("lora_b", nn.with_logical_partitioning(nn.initializers.zeros,
+                                                                       ("lora_rank", *self.axes[n:])),
+                                (rank, *self.shape[n:]), jnp.float32)
+            low = lax.dot_general(x, a.astype(x.dtype),
+                                  ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())))
+            y = y + self.lora.scale * lax.dot_general(low, b.astype(x.dtype), (((low.ndim - 1,), (0,)), ((), ())))
         return y
+
+
+def _product(x: jax.Array, kernel: jax.Array, n: int, precision: lax.Precision | None = None) -> jax.Array:
+    """Sum over the last n dims of x and the first n of the kernel."""
+    return lax.dot_general(x, kernel, ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())),
+                           precision=precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _mixed_product(x: jax.Array, kernel: jax.Array, n: int) -> jax.Array:
+    """`_product` in x's dtype with a kernel of another, whose gradient is summed in float32, over devices too."""
+    return _product(x, kernel.astype(x.dtype), n)
+
+
+def _mixed_forward(x: jax.Array, kernel: jax.Array, n: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _mixed_product(x, kernel, n), (x, kernel)
+
+
+def _mixed_backward(n: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    outputs, rows = kernel.ndim - n, tuple(range(x.ndim - n))
+    dx = lax.dot_general(dy, kernel.astype(dy.dtype), ((tuple(range(dy.ndim - outputs, dy.ndim)),
+                                                        tuple(range(n, kernel.ndim))), ((), ())))
+    d_kernel = lax.dot_general(x, dy, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    return dx, d_kernel.astype(kernel.dtype)
+
+
+_mixed_product.defvjp(_mixed_forward, _mixed_backward)
 
 
 class RMSNorm(nn.Module):
@@ -133,8 +184,107 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> 
     return jnp.concatenate(chunks, axis=1)
 
 
+def attend_over_mesh(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, config: ModelConfig,
+                     segments: jax.Array | None = None) -> jax.Array:
+    """`attend` over whole rows, T = S, by the kernel of `config` and with tokens split over a mesh axis where they are.
+
+    Where the mesh splits the tokens of a row (context parallelism), each device keeps its query rows and gathers the
+    keys and values of the others; the weights stay split, so a device holds `[B, H, T / n, S]` of them.
+
+    `segments`, int `[B, T]`, says that the mask is no more than "same segment", and "not later" in a causal model.
+    """
+    kind = flash.kernel(config, q.shape[2])
+    one = flash.cudnn if kind == "cudnn" else attend
+    mesh = active_mesh()
+    length = None if mesh is None else active_spec(("length",), q.shape[2:3])[0]
+    if length is None:
+        if kind == "splash" and segments is not None:
+            return flash.splash(q, k, v, segments, config.causal)
+        return one(q, k, v, mask)
+    rows = active_spec(("batch", "heads", "length", "head_dim"), q.shape)
+    keys = active_spec(("batch", "kv_heads", "length", "head_dim"), k.shape)
+    if rows[1] != keys[1]:  # key heads that do not divide: every device has all, and so all query heads
+        rows = PartitionSpec(rows[0], None, rows[2], None)
+    out = PartitionSpec(rows[0], rows[2], rows[1], None)
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+        k, v = (lax.all_gather(x, length, axis=2, tiled=True) for x in (k, v))
+        return one(q, k, v, mask)
+
+    if mask is None:
+        return jax.shard_map(lambda q, k, v: local(q, k, v, None), in_specs=(rows, keys, keys), out_specs=out)(q, k, v)
+    seen = PartitionSpec(rows[0] if mask.shape[0] > 1 else None, None, length if mask.shape[2] > 1 else None, None)
+    return jax.shard_map(local, in_specs=(rows, keys, keys, seen), out_specs=out)(q, k, v, mask)
+
+
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
     return weighted_values(attention_weights(q, k, mask), v)
+
+
+class SwiGLU(nn.Module):
+    """The dense MLP: `down(silu(gate(x)) * up(x))`."""
+
+    d_model: int
+    d_mlp: int
+    init_scale: float
+    weight_dtype: jnp.dtype
+
+    def setup(self) -> None:
+        """Declare the three matrices."""
+        d, f, w = self.d_model, self.d_mlp, self.weight_dtype
+        self.gate = Projection((d, f), ("embed", "mlp"), weight_dtype=w)
+        self.up = Projection((d, f), ("embed", "mlp"), weight_dtype=w)
+        self.down = Projection((f, d), ("mlp", "embed"), init_scale=self.init_scale, weight_dtype=w)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Map `[..., D]` to `[..., D]`."""
+        return self.down(nn.silu(self.gate(x)) * self.up(x))
+
+
+class ExpertKernel(nn.Module):
+    """One matrix per expert, `[E, in, out]`."""
+
+    shape: tuple[int, int, int]
+    axes: tuple[str, str, str]
+    init_scale: float
+    weight_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        """The stacked matrices."""
+        init = nn.initializers.variance_scaling(self.init_scale, "fan_in", "truncated_normal", in_axis=1, out_axis=2,
+                                                batch_axis=0)
+        kernel: Any = self.param("kernel", nn.with_logical_partitioning(init, self.axes), self.shape,
+                                 self.weight_dtype)
+        return kernel
+
+
+class MixtureOfExperts(nn.Module):
+    """Router, experts and, if asked for, an expert that every token goes through."""
+
+    config: ModelConfig
+    init_scale: float
+
+    def setup(self) -> None:
+        """Declare router and experts."""
+        c, w = self.config, dtype_of(self.config.weight_dtype)
+        e, d, f = c.num_experts, c.d_model, c.d_expert
+        self.router = Projection((d, e), ("embed", "router"), weight_dtype=w, precision=lax.Precision.HIGHEST)
+        self.gate = ExpertKernel((e, d, f), ("expert", "embed", "mlp"), 1.0, w)
+        self.up = ExpertKernel((e, d, f), ("expert", "embed", "mlp"), 1.0, w)
+        self.down = ExpertKernel((e, f, d), ("expert", "mlp", "embed"), self.init_scale, w)
+        if c.d_shared_expert:
+            self.shared = SwiGLU(d, c.d_shared_expert, self.init_scale, w)
+
+    def __call__(self, x: jax.Array, valid: jax.Array | None,
+                 forced: jax.Array | None) -> tuple[jax.Array, RouterStats]:
+        """Map `[B, T, D]` to `[B, T, D]`; valid bool `[B, T]` and forced int `[B, T, k]` as for `moe.route`."""
+        c = self.config
+        logits = self.router(x.astype(jnp.float32))
+        ids, weights, stats = route(logits, c.experts_per_token, c.router, forced, valid)
+        kernels = {"gate": self.gate(), "up": self.up(), "down": self.down()}
+        y = mesh_experts(x, ids, weights, kernels, c.dispatch, scale_input=c.router == "sigmoid")
+        return (y + self.shared(x) if c.d_shared_expert else y), stats
 
 
 class Block(nn.Module):
@@ -149,19 +299,27 @@ class Block(nn.Module):
         d, h, g, k, f = c.d_model, c.num_heads, c.num_kv_heads, c.head_dim, c.d_mlp
         residual = 1.0 / (2 * c.num_layers)  # keeps the residual stream's variance at init
         kv_axes = ("embed", "kv_heads", "head_dim")
+        adapters = dict.fromkeys(() if c.lora is None else c.lora.targets, c.lora)
         self.attn_norm = RMSNorm(d, "norm", c.rms_norm_eps, w)
-        self.q = Projection((d, h, k), ("embed", "heads", "head_dim"), bias=c.qkv_bias, weight_dtype=w)
-        self.k = Projection((d, g, k), kv_axes, bias=c.qkv_bias, weight_dtype=w)
-        self.v = Projection((d, g, k), kv_axes, bias=c.qkv_bias, weight_dtype=w)
+        self.q = Projection((d, h, k), ("embed", "heads", "head_dim"), bias=c.qkv_bias, weight_dtype=w,
+                            lora=adapters.get("q"))
+        self.k = Projection((d, g, k), kv_axes, bias=c.qkv_bias, weight_dtype=w,
+                            lora=adapters.get("k"))
+        self.v = Projection((d, g, k), kv_axes, bias=c.qkv_bias, weight_dtype=w,
+                            lora=adapters.get("v"))
         self.o = Projection((h, k, d), ("heads", "head_dim", "embed"), contract=2, init_scale=residual,
-                            weight_dtype=w)
+                            weight_dtype=w, lora=adapters.get("o"))
         if c.qk_norm:
             self.q_norm = RMSNorm(k, "head_dim", c.rms_norm_eps, w)
             self.k_norm = RMSNorm(k, "head_dim", c.rms_norm_eps, w)
         self.mlp_norm = RMSNorm(d, "norm", c.rms_norm_eps, w)
-        self.gate = Projection((d, f), ("embed", "mlp"), weight_dtype=w)
-        self.up = Projection((d, f), ("embed", "mlp"), weight_dtype=w)
-        self.down = Projection((f, d), ("mlp", "embed"), init_scale=residual, weight_dtype=w)
+        if c.num_experts:
+            self.moe = MixtureOfExperts(c, residual)
+        else:
+            self.gate = Projection((d, f), ("embed", "mlp"), weight_dtype=w, lora=adapters.get("gate"))
+            self.up = Projection((d, f), ("embed", "mlp"), weight_dtype=w, lora=adapters.get("up"))
+            self.down = Projection((f, d), ("mlp", "embed"), init_scale=residual, weight_dtype=w,
+                                   lora=adapters.get("down"))
 
     def project(self, x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries `[B, H, T, K]`, keys and values `[B, G, T, K]` of rows `[B, T, D]`, rotated."""
@@ -172,8 +330,15 @@ class Block(nn.Module):
         q, k = rotate(q, tables), rotate(k, tables)
         return q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)
 
-    def finish(self, x: jax.Array, attended: jax.Array) -> jax.Array:
-        """Residual stream `[B, T, D]` after attention's output `[B, T, H, K]` and the MLP."""
+    def finish(self, x: jax.Array, attended: jax.Array, valid: jax.Array | None = None,
+               forced: jax.Array | None = None) -> tuple[jax.Array, RouterStats | None]:
+        """Residual stream `[B, T, D]` after attention's output `[B, T, H, K]` and the MLP, and what routing did.
+
+        valid and forced are for a mixture of experts, as in `moe.route`; a dense block has no statistics.
+        """
         x = x + self.o(attended)
         n = self.mlp_norm(x)
-        return x + self.down(nn.silu(self.gate(n)) * self.up(n))
+        if self.config.num_experts:
+            y, stats = self.moe(n, valid, forced)
+            return x + y, stats
+        return x + self.down(nn.silu(self.gate(n)) * self.up(n)), None

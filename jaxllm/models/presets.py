@@ -38,6 +38,11 @@ def _qwen3(*shape: int, tied: bool) -> ModelConfig:
                    causal=True, qk_norm=True, tie_embeddings=tied, bos_id=151643, eos_id=151645)
 
 
+def _experts(count: int, per_token: int, width: int, router: str, balance_coef: float) -> dict[str, Any]:
+    return {"num_experts": count, "experts_per_token": per_token, "d_expert": width, "router": router,
+            "balance_coef": balance_coef}
+
+
 def _smollm2(*shape: int, rope_theta: float = 1e5) -> ModelConfig:
     return _config("llama", 49152, *shape, rope_theta=rope_theta, max_length=8192, causal=True,
                    tie_embeddings=True, bos_id=0, eos_id=0)
@@ -55,6 +60,9 @@ PRESETS: dict[str, ModelConfig] = {
     "dream-7b": _config("dream", 152064, 3584, 28, 28, 4, 18944, rope_theta=1e6, rms_norm_eps=1e-6,
                         max_length=131072, qkv_bias=True, shift_logits=True, mask_id=151666, eos_id=151643,
                         pad_id=151643, bos_id=151643),
+    "llada-moe-7b-a1b": _config("llada_moe", 157184, 2048, 16, 16, 16, 8192, rope_theta=5e4, max_length=8192,
+                                qk_norm=True, mask_id=156895, eos_id=156892, pad_id=156892,
+                                **_experts(64, 8, 1024, "softmax", 0.01)),
     # causal
     "llama-3-8b": _llama(4096, 32, 32, 8, 14336, max_length=8192),
     "llama-3.2-1b": _llama(2048, 16, 32, 8, 8192, max_length=131072, rope_scaling=_LLAMA_32_ROPE,
@@ -69,12 +77,20 @@ PRESETS: dict[str, ModelConfig] = {
     "qwen3-1.7b": _qwen3(2048, 28, 16, 8, 6144, tied=True),
     "qwen3-4b": _qwen3(2560, 36, 32, 8, 9728, tied=True),
     "qwen3-8b": _qwen3(4096, 36, 32, 8, 12288, tied=False),
+    # Its release of July 2025; the first one had rope_theta 1e6 and a context of 40,960.
+    "qwen3-30b-a3b": _config("qwen3_moe", 151936, 2048, 48, 32, 4, 6144, head_dim=128, rope_theta=1e7,
+                             rms_norm_eps=1e-6, max_length=262144, causal=True, qk_norm=True, bos_id=151643,
+                             eos_id=151645, **_experts(128, 8, 768, "softmax_renormalized", 0.001)),
+    "mixtral-8x7b": _config("mixtral", 32000, 4096, 32, 32, 8, 14336, rope_theta=1e6, max_length=32768, causal=True,
+                            bos_id=1, eos_id=2, **_experts(8, 2, 14336, "softmax_renormalized", 0.02)),
     "smollm2-135m": _smollm2(576, 30, 9, 3, 1536),
     "smollm2-360m": _smollm2(960, 32, 15, 5, 2560),
     "smollm2-1.7b": _smollm2(2048, 24, 32, 32, 8192, rope_theta=1.3e5),
     # for tests and benchmarks: random weights unless trained
     "llada-tiny": _config("llada", 256, 64, 4, 4, 4, 192, rope_theta=5e5, max_length=256, mask_id=255,
                           eos_id=254, pad_id=254, **_FLOAT32),
+    "llada-moe-tiny": _config("llada_moe", 256, 64, 4, 4, 4, 192, rope_theta=5e5, max_length=256, qk_norm=True,
+                              mask_id=255, eos_id=254, pad_id=254, **_experts(8, 2, 64, "softmax", 0.01), **_FLOAT32),
     "llada-100m": _config("llada", 32768, 768, 12, 12, 12, 2048, rope_theta=5e5, max_length=4096,
                           tie_embeddings=True, mask_id=32767, eos_id=32766, pad_id=32766, **_FLOAT32),
 }

@@ -12,7 +12,8 @@ from flax.linen.spmd import with_logical_constraint
 
 from jaxllm.models.cache import KVCache, write_rows
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.layers import Block, RMSNorm, attend, dtype_of, rotary_tables
+from jaxllm.models.layers import Block, RMSNorm, attend, attend_over_mesh, dtype_of, rotary_tables
+from jaxllm.models.moe import RouterStats
 
 
 @struct.dataclass
@@ -23,25 +24,32 @@ class Output:
       logits: `[B, T, V]` float32, or None when the head was not asked for.
       hidden: `[B, T, D]` after the final norm, activation dtype.
       cache: the updated cache, or None when none was given.
+      aux: what routing did in each layer of a mixture of experts: load `[L, E]`, balance `[L]`, z `[L]`, ids
+        `[L, N, k]` of the N = B * T tokens in row-major order; None for a dense model.
     """
 
     logits: Any
     hidden: jax.Array
     cache: KVCache | None
+    aux: RouterStats | None = None
 
 
 class _ScanBlock(Block):
     """`Block` as the body of a scan over layers, with the layer's cache as scanned input and output."""
 
-    def __call__(self, x, layer_cache, tables, mask, slots):
-        """Carry `[B, T, D]`; returns the carry and the layer's new (k, v) or None."""
+    def __call__(self, x, layer_cache, forced, tables, mask, slots, valid, segments):
+        """Carry `[B, T, D]`; returns the carry, and the layer's new (k, v) and router statistics, None without."""
         q, k, v = self.project(x, tables)
         if layer_cache is not None:
             k = write_rows(layer_cache[0], k, slots)
             v = write_rows(layer_cache[1], v, slots)
             layer_cache = (k, v)
-        x = self.finish(x, attend(q, k, v, mask))
-        return with_logical_constraint(x, ("batch", "length", "act_embed")), layer_cache
+        if layer_cache is None:
+            attended = attend_over_mesh(q, k, v, mask, self.config, segments)
+        else:
+            attended = attend(q, k, v, mask)
+        x, stats = self.finish(x, attended, valid, forced)
+        return with_logical_constraint(x, ("batch", "length", "act_embed")), (layer_cache, stats)
 
 
 def _remat(config: ModelConfig):
@@ -65,7 +73,7 @@ class Transformer(nn.Module):
         embed_init = nn.initializers.normal(stddev=c.d_model**-0.5 if c.tie_embeddings else 1.0)
         self.embed = _Table((c.vocab_size, c.d_model), ("vocab", "embed"), embed_init, w)
         scan = nn.scan(_remat(c), variable_axes={"params": 0}, split_rngs={"params": True}, length=c.num_layers,
-                       in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
+                       in_axes=(0, 0, *(nn.broadcast,) * 5),  # pyright: ignore[reportArgumentType]
                        out_axes=0,
                        metadata_params={nn.PARTITION_NAME: "layers"})
         self.layers = scan(c)
@@ -88,24 +96,27 @@ class Transformer(nn.Module):
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits `[..., V]` of normalised hidden states `[..., D]`."""
         kernel = self.embed().T if self.config.tie_embeddings else self.head()
-        return jnp.einsum("...d,dv->...v", hidden.astype(jnp.float32), kernel.astype(jnp.float32),
-                          precision=jax.lax.Precision.HIGHEST)
+        dtype = dtype_of(self.config.head_dtype)
+        exact = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+        return jnp.einsum("...d,dv->...v", hidden.astype(dtype), kernel.astype(dtype), precision=exact,
+                          preferred_element_type=jnp.float32)
 
     def __call__(
         self, tokens: jax.Array, positions: jax.Array, mask: jax.Array | None, cache: KVCache | None,
-        slots: jax.Array | None, head: bool,
+        slots: jax.Array | None, head: bool, valid: jax.Array | None = None, routes: jax.Array | None = None,
+        segments: jax.Array | None = None,
     ) -> Output:
         """Forward pass; `models.api.apply` documents the arguments."""
         x = self.embed_tokens(tokens)
         tables = rotary_tables(self.config, positions)
         layer_caches: Any = None if cache is None else (cache.k, cache.v)
-        x, layer_caches = self.layers(x, layer_caches, tables, mask, slots)
+        x, (layer_caches, stats) = self.layers(x, layer_caches, routes, tables, mask, slots, valid, segments)
         hidden = self.normalize(x)
         if cache is not None and slots is not None:
             rows = jnp.arange(tokens.shape[0])[:, None]
             where = jnp.where(slots < 0, cache.positions.shape[1], slots)
             cache = KVCache(*layer_caches, positions=cache.positions.at[rows, where].set(positions, mode="drop"))
-        return Output(logits=self.unembed(hidden) if head else None, hidden=hidden, cache=cache)
+        return Output(logits=self.unembed(hidden) if head else None, hidden=hidden, cache=cache, aux=stats)
 
 
 class _Table(nn.Module):

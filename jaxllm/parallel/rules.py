@@ -7,7 +7,7 @@ Rules = dict[str, str | tuple[str, ...] | None]
 RULES: Rules = {
     # activations
     "batch": ("data", "fsdp"),
-    "length": None,
+    "length": "sequence",
     "act_embed": None,
     # parameters
     "layers": None,
@@ -18,4 +18,7 @@ RULES: Rules = {
     "kv_heads": "tensor",
     "head_dim": None,
     "mlp": "tensor",
+    "lora_rank": None,
+    "expert": "expert",
+    "router": None,
 }

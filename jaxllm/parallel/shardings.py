@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 from flax.core import spmd
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxllm.config import ConfigError, nearest
 from jaxllm.parallel.rules import RULES
@@ -41,9 +42,40 @@ def batch_sharding(mesh: Mesh, rules: Mapping[str, Any] = RULES) -> NamedShardin
     return NamedSharding(mesh, spec(("batch",), rules))
 
 
+def token_sharding(mesh: Mesh, rules: Mapping[str, Any] = RULES) -> NamedSharding:
+    """Arrays `[B, T]`: rows over the batch's mesh axes, the tokens of a row over the sequence's."""
+    return NamedSharding(mesh, spec(("batch", "length"), rules))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def active_mesh() -> AbstractMesh | None:
+    """The mesh of the `on_mesh` context, None outside one, on a single device, or inside a `shard_map`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 or mesh.manual_axes else mesh
+
+
+def active_spec(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
+    """The mesh axes of logical names under the mesh and rules of `on_mesh`; a dimension they do not divide is whole."""
+    mesh, rules = jax.sharding.get_abstract_mesh(), dict(spmd.get_logical_axis_rules())
+    parts: list[Any] = []
+    for size, name in zip(shape, axes, strict=True):
+        part = None if name is None else rules.get(name)
+        ways = math.prod(mesh.shape[axis] for axis in (part if isinstance(part, tuple) else (part,) if part else ()))
+        parts.append(part if ways > 1 and size % ways == 0 else None)
+    return PartitionSpec(*parts)
+
+
+def ways(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> int:
+    """Devices that an array's logical axes are split over under `on_mesh`; 1 outside."""
+    mesh = active_mesh()
+    if mesh is None:
+        return 1
+    parts = [part if isinstance(part, tuple) else (part,) for part in active_spec(axes, shape) if part]
+    return math.prod(mesh.shape[name] for part in parts for name in part)
 
 
 @contextlib.contextmanager

@@ -1,17 +1,20 @@
-"""Training: state, pure step with accumulation, optimiser, one loop, checkpoints, validation.
+"""Training: state, pure step with accumulation and guards, optimiser, one loop, stops, validation.
 
 Entry points: `train`, `TrainConfig`, `Objective`, `make_step`, `jit_step`, `init_state`,
 `state_shardings`, `make_optimizer`, `causal_objective`. A step is `(state, batch) -> (state, metrics)`;
-a resumed run equals an uninterrupted one.
+a resumed run equals an uninterrupted one. `RunStopped` and `Diverged` are how a run ends before its last step.
 """
 
 from jaxllm.training.config import MeshConfig, Stage, TrainConfig
 from jaxllm.training.loop import Objective, train
-from jaxllm.training.losses import causal_loss, causal_objective, cross_entropy
+from jaxllm.training.losses import causal_loss, causal_objective, cross_entropy, router_losses, token_losses
+from jaxllm.training.meter import flops_per_token
 from jaxllm.training.optimizer import OptimizerConfig, make_optimizer
+from jaxllm.training.progress import Diverged
 from jaxllm.training.state import TrainState, init_state, state_shardings
 from jaxllm.training.step import jit_step, make_step
+from jaxllm.training.stopping import RunStopped
 
-__all__ = ["MeshConfig", "Objective", "OptimizerConfig", "Stage", "TrainConfig", "TrainState", "causal_loss",
-           "causal_objective", "cross_entropy", "init_state", "jit_step", "make_optimizer", "make_step",
-           "state_shardings", "train"]
+__all__ = ["Diverged", "MeshConfig", "Objective", "OptimizerConfig", "RunStopped", "Stage", "TrainConfig", "TrainState",
+           "causal_loss", "causal_objective", "cross_entropy", "flops_per_token", "init_state", "jit_step",
+           "make_optimizer", "make_step", "router_losses", "state_shardings", "token_losses", "train"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 from jaxllm.config import check
 from jaxllm.data import DataConfig
+from jaxllm.distributed import DistributedConfig
 from jaxllm.models import ModelConfig
 from jaxllm.training.optimizer import OptimizerConfig
 
@@ -32,7 +34,9 @@ class MeshConfig:
 
     data: int = -1
     fsdp: int = 1
+    expert: int = 1
     tensor: int = 1
+    sequence: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +55,20 @@ class TrainConfig:
       accumulate: parts a batch is split into for gradient accumulation.
       log_every, validate_every, save_every: in optimiser steps; save_every=0 saves at the end only.
       validation_batches: batches of one validation.
-      keep: checkpoints kept.
-      export: also write `run_dir/model` in Hugging Face layout at the end.
+      keep: checkpoints kept, the last ones.
+      keep_best: further ones kept, those of lowest validation loss; a step that joins them is saved at once.
+      on_nonfinite: what to do when loss, gradient or update is not finite: `stop` the run with an error, or `skip` the
+        update, log it and go on. Parameters and optimiser state never take such an update in.
+      spike_factor: a loss above this times the median of the last 32 is a spike; None for no such rule.
+      on_spike: as `on_nonfinite`, for spikes.
+      max_skips: updates left out in a row after which the run stops all the same.
+      stop_exit_code: exit code of `jaxllm train` for a run that SIGTERM, SIGINT or a maintenance notice stopped and
+        that a launcher should start again with --resume; 0 means finished, 2 an error that would come again.
+      export: also write `run_dir/model` in Hugging Face layout at the end; with adapters (`model.lora`) these are
+        folded in, and written alone to `run_dir/adapter`.
+      profile: steps to trace, as (first, number); the trace goes to `run_dir/profile` for XProf or Perfetto.
       seed: of parameters, data order and masking.
+      distributed: how processes find each other, and the watchdog's patience.
     """
 
     model: ModelConfig
@@ -69,14 +84,35 @@ class TrainConfig:
     validation_batches: int = 4
     save_every: int = 0
     keep: int = 2
+    keep_best: int = 0
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    spike_factor: float | None = None
+    on_spike: Literal["stop", "skip"] = "skip"
+    max_skips: int = 20
+    stop_exit_code: int = 75
     export: bool = True
+    profile: tuple[int, int] | None = None
     seed: int = 0
+    distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self) -> None:
         check(len(self.stages) >= 1, "stages", self.stages, "needs at least one stage of steps and data")
-        check(self.log_every >= 1, "log_every", self.log_every, "must be at least 1")
-        check(self.validate_every >= 1, "validate_every", self.validate_every, "must be at least 1")
-        check(self.accumulate >= 1, "accumulate", self.accumulate, "must be at least 1")
+        for name in ("log_every", "validate_every", "validation_batches", "accumulate", "keep", "max_skips"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        for name in ("save_every", "keep_best"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative; 0 is off")
+        check(self.keep_best == 0 or self.validation is not None, "keep_best", self.keep_best,
+              "the best are told by validation; set validation, or 0")
+        for name in ("on_nonfinite", "on_spike"):
+            check(getattr(self, name) in ("stop", "skip"), name, getattr(self, name), "use stop or skip")
+        check(self.spike_factor is None or self.spike_factor > 1, "spike_factor", self.spike_factor,
+              "must be above 1, or null for no rule")
+        check(3 <= self.stop_exit_code <= 125, "stop_exit_code", self.stop_exit_code,
+              "must lie in 3..125: 0 is a finished run, 1 and 2 are errors, shells use 126 and up")
+        check(self.profile is None or min(self.profile) >= 1, "profile", self.profile,
+              "write [first step, number of steps], both at least 1")
+        check(self.model.lora is None or self.optimizer.name == "adamw", "optimizer.name", self.optimizer.name,
+              "use adamw with model.lora; muon is for whole matrices")
         for stage in self.stages:
             check(stage.data.batch_size % self.accumulate == 0, "accumulate", self.accumulate,
                   f"must divide batch_size={stage.data.batch_size}")

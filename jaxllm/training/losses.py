@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from jaxllm import models
 from jaxllm.data.batch import Batch
-from jaxllm.models import ModelConfig
+from jaxllm.models import ModelConfig, RouterStats, api
+from jaxllm.parallel import ways
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -19,18 +20,68 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logits, axis=-1) - picked
 
 
+# More logits than this on one device are never in memory at once: the loss goes piece by piece.
+MAX_LOGITS = 1 << 26
+
+
+def token_losses(params: Any, config: ModelConfig, hidden: jax.Array,
+                 targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of each token and whether the likeliest is right, both float32 `[B, T]`.
+
+    Args:
+      params, config: the model, for its head.
+      hidden: `[B, T, D]`, normalised; row t predicts `targets[:, t]`.
+      targets: int `[B, T]`.
+
+    Where it would be large, `[B, T, V]` never exists: pieces of T are scanned, and the backward pass makes each
+    piece's logits again.
+    """
+    def one(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = api.unembed(params, config, hidden)
+        return cross_entropy(logits, targets), (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
+
+    b, t = targets.shape
+    rows = b // ways(("batch",), (b,))
+    pieces = min(t, -(-rows * t * config.vocab_size // MAX_LOGITS))
+    if pieces <= 1:
+        return one(hidden, targets)
+    length = -(-t // pieces)
+    pad = length * pieces - t
+
+    def split(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [pieces, B, length, ...]
+        x = jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(b, pieces, length, *x.shape[2:]), 1, 0)
+
+    out = jax.lax.map(lambda piece: jax.checkpoint(one)(*piece), (split(hidden), split(targets)))
+    loss, right = (jnp.moveaxis(x, 0, 1).reshape(b, length * pieces)[:, :t] for x in out)
+    return loss, right
+
+
+def router_losses(
+    config: ModelConfig, aux: RouterStats | None, total: jax.Array, count: jax.Array,
+) -> tuple[jax.Array, dict[str, tuple[jax.Array, jax.Array]]]:
+    """The sum of losses with a mixture's own losses on top, and its `moe/...` metrics as (sum, denominator) pairs.
+
+    The added loss is `balance_coef` and `z_coef` times the mean over layers, weighted by `count` so that it is divided
+    out as one term of the mean loss. A dense model's (`aux` None) comes back as it is. Balance and z are those of the
+    whole batch, or of each part of it under gradient accumulation.
+    """
+    if aux is None:
+        return total, {}
+    balance, z = jnp.mean(aux.balance), jnp.mean(aux.z)
+    added = config.balance_coef * balance + config.z_coef * z
+    spread = jnp.mean(jnp.std(aux.load, axis=-1) / jnp.maximum(jnp.mean(aux.load, axis=-1), 1e-8))
+    means = {"moe/balance": balance, "moe/z": z, "moe/load_cv": spread, "moe/loss": added}
+    return total + count * added, {name: (count * value, count) for name, value in means.items()}
+
+
 def causal_loss(config: ModelConfig):
-    """Next-token loss on the tokens with a loss weight, within their own document."""
+    """Next-token loss on the tokens with a loss weight, within their own document; with a mixture's router losses."""
     def loss_fn(params: Any, batch: Batch, key: jax.Array):
         del key
-        out = models.apply(params, config, batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids)
-        # Row i predicts token i + 1; the first token of a document has no row that predicts it.
-        same = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
-        weight = batch.loss_weights[:, 1:] * same
-        loss = cross_entropy(out.logits[:, :-1], batch.tokens[:, 1:])
-        right = (jnp.argmax(out.logits[:, :-1], -1) == batch.tokens[:, 1:]).astype(jnp.float32)
-        total, count = jnp.sum(loss * weight), jnp.sum(weight)
-        return total, count, {"train/accuracy": (jnp.sum(right * weight), count)}
+        total, count, metrics, aux = _next_token(params, config, batch)
+        total, further = router_losses(config, aux, total, count)
+        return total, count, metrics | further
 
     return loss_fn
 
@@ -39,5 +90,17 @@ def causal_objective(config: ModelConfig):
     """The causal objective as the loop takes it."""
     from jaxllm.training.loop import Objective  # the loop imports this room's public names
 
-    loss = causal_loss(config)
-    return Objective(loss=loss, validate=lambda params, batch, key: loss(params, batch, key)[:2])
+    return Objective(loss=causal_loss(config),
+                     validate=lambda params, batch, key: _next_token(params, config, batch)[:2])
+
+
+def _next_token(params: Any, config: ModelConfig, batch: Batch):
+    """Sum of losses, their weight, metrics, router statistics."""
+    out = models.apply(params, config, batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids,
+                       head=False)
+    # Row i predicts token i + 1; the first token of a document has no row that predicts it.
+    same = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
+    weight = batch.loss_weights[:, 1:] * same
+    loss, right = token_losses(params, config, out.hidden[:, :-1], batch.tokens[:, 1:])
+    total, count = jnp.sum(loss * weight), jnp.sum(weight)
+    return total, count, {"train/accuracy": (jnp.sum(right * weight), count)}, out.aux

@@ -83,6 +83,8 @@ def _blocks_matrices(params: Any) -> Any:
     def one(path: Any, leaf: Any) -> Any:
         if path[0].key != "layers" or path[-1].key != "kernel":
             return None
+        if path[1].key == "moe" and leaf.ndim == 4:  # [L, E, in, out]: one matrix per expert
+            return optax.contrib.MuonDimensionNumbers((2,), (3,))
         inputs = 2 if path[-2].key == "o" else 1  # attention's output sums over heads and head width
         return optax.contrib.MuonDimensionNumbers(tuple(range(1, 1 + inputs)), tuple(range(1 + inputs, leaf.ndim)))
 

@@ -24,7 +24,14 @@ FAMILIES = {
     "llama": dict(family="llama", causal=True, tie_embeddings=True),
     "qwen2": dict(family="qwen2", causal=True, qkv_bias=True),
     "qwen3": dict(family="qwen3", causal=True, qk_norm=True, head_dim=16),
+    "qwen3_moe": dict(family="qwen3_moe", causal=True, qk_norm=True, head_dim=16, num_experts=4, experts_per_token=2,
+                      d_expert=24, router="softmax_renormalized", balance_coef=0.001, z_coef=1e-4),
+    "mixtral": dict(family="mixtral", causal=True, num_experts=4, experts_per_token=2, d_expert=40,
+                    router="softmax_renormalized"),
+    "llada_moe": dict(family="llada_moe", qk_norm=True, mask_id=47, num_experts=4, experts_per_token=3, d_expert=24,
+                      d_shared_expert=16),
 }
+MIXTURES = ("qwen3_moe", "mixtral", "llada_moe")
 
 
 def random_model(family, seed=0):
@@ -58,8 +65,109 @@ def test_sharded_load_equals_the_plain_one(tmp_path, family):
     save_pretrained(params, config, tmp_path / "m")
     loaded, _ = load_pretrained(tmp_path / "m", mesh=make_mesh(data=1, fsdp=4, tensor=2))
     assert same(params, loaded)
-    kernel = loaded["layers"]["gate"]["kernel"]
-    assert kernel.sharding.shard_shape(kernel.shape) == (3, 8, 20)
+    if family in MIXTURES:
+        kernel = loaded["layers"]["moe"]["down"]["kernel"]
+        assert kernel.sharding.shard_shape(kernel.shape) == (3, 4, config.d_expert // 2, 8)
+    else:
+        kernel = loaded["layers"]["gate"]["kernel"]
+        assert kernel.sharding.shard_shape(kernel.shape) == (3, 8, 20)
+
+
+def test_experts_load_where_they_belong(tmp_path):
+    params, config = random_model("qwen3_moe")
+    save_pretrained(params, config, tmp_path / "m")
+    loaded, _ = load_pretrained(tmp_path / "m", mesh=make_mesh(data=1, fsdp=2, expert=2, tensor=2))
+    assert same(params, loaded)
+    kernel = loaded["layers"]["moe"]["gate"]["kernel"]
+    assert kernel.sharding.shard_shape(kernel.shape) == (3, 2, 16, 12)
+
+
+# Names of tensors as the published checkpoints have them, with what each holds of our tree for layer 1, expert 2.
+PUBLISHED = {
+    "qwen3_moe": ("mlp.gate.weight", "mlp.experts.2.gate_proj.weight", "mlp.experts.2.up_proj.weight",
+                  "mlp.experts.2.down_proj.weight"),
+    "mixtral": ("block_sparse_moe.gate.weight", "block_sparse_moe.experts.2.w1.weight",
+                "block_sparse_moe.experts.2.w3.weight", "block_sparse_moe.experts.2.w2.weight"),
+}
+PUBLISHED["llada_moe"] = PUBLISHED["qwen3_moe"]
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_mixtures_are_written_under_their_published_names(tmp_path, family):
+    params, config = random_model(family)
+    save_pretrained(params, config, tmp_path / "m")
+    tensors, moe = load_file(tmp_path / "m/model.safetensors"), params["layers"]["moe"]
+    router, *experts = (f"model.layers.1.{name}" for name in PUBLISHED[family])
+    np.testing.assert_array_equal(tensors[router], np.asarray(moe["router"]["kernel"][1]).T)
+    for name, part in zip(experts, ("gate", "up", "down"), strict=True):
+        np.testing.assert_array_equal(tensors[name], np.asarray(moe[part]["kernel"][1, 2]).T)
+
+
+def fuse(tensors, names, turned):
+    """A file's experts as one tensor a layer, as transformers 5 or (turned) Llama 4 holds them."""
+    out = {n: t for n, t in tensors.items() if ".experts." not in n and "block_sparse_moe" not in n}
+    for i in range(3):
+        gate, up, down = (np.stack([tensors[f"model.layers.{i}." + n.replace(".2.", f".{j}.")] for j in range(4)])
+                          for n in names[1:])
+        fused = {"gate_up_proj": np.concatenate([gate, up], axis=1), "down_proj": down}
+        out |= {f"model.layers.{i}.mlp.experts.{n}": np.ascontiguousarray(t.swapaxes(1, 2) if turned else t)
+                for n, t in fused.items()}
+        out[f"model.layers.{i}.mlp.gate.weight"] = tensors[f"model.layers.{i}.{names[0]}"]
+    return out
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("family", MIXTURES)
+def test_fused_experts_are_read(tmp_path, family, turned):
+    params, config = random_model(family)
+    save_pretrained(params, config, tmp_path / "m")
+    fused = fuse(load_file(tmp_path / "m/model.safetensors"), PUBLISHED[family], turned)
+    save_file(fused, str(tmp_path / "m/model.safetensors"))
+    loaded, _ = load_pretrained(tmp_path / "m", mesh=make_mesh(data=1, fsdp=2, expert=2, tensor=2))
+    assert same(params, loaded)
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    save_file({**fused, name: fused[name][:3]}, str(tmp_path / "m/model.safetensors"))
+    with pytest.raises(ConfigError, match=rf"m: tensor '{name}' has shape \[3, .*the config asks for \[4, "):
+        load_pretrained(tmp_path / "m")
+
+
+@pytest.mark.parametrize("family, change, message", [
+    ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers"),
+    ("qwen3_moe", {"decoder_sparse_step": 2}, "sparse_step"),
+    ("mixtral", {"sliding_window": 4096}, "sliding_window"),
+    ("mixtral", {"num_local_experts": None}, "num_local_exper"),
+    ("llada_moe", {"moe_layer_freq": [0, 1, 1]}, r"moe_layer_freq=\[0, 1, 1\].*every layer"),
+    ("llada_moe", {"moe_router_score_function": "sigmoid"}, "score_function='sigmoid'.*only 'softmax'"),
+    ("qwen3", {"num_experts": 8}, "mixture of experts that is not supported; supported mixtures: llada_moe, mixtral")])
+def test_unsupported_mixtures(tmp_path, family, change, message):
+    save_pretrained(*random_model(family), tmp_path / "m")
+    data = {**json.loads((tmp_path / "m/config.json").read_text()), **change}
+    (tmp_path / "m/config.json").write_text(json.dumps({k: v for k, v in data.items() if v is not None}))
+    with pytest.raises(ConfigError, match=message):
+        load_pretrained(tmp_path / "m")
+
+
+def test_configs_of_transformers_are_read():
+    from transformers import MixtralConfig, Qwen3MoeConfig
+
+    from jaxllm.checkpoint import config_from_huggingface
+
+    shape = dict(vocab_size=48, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+                 num_experts_per_tok=2, max_position_embeddings=128, rms_norm_eps=1e-5, router_aux_loss_coef=0.5,
+                 rope_parameters={"rope_type": "default", "rope_theta": 1e4}, eos_token_id=1, bos_token_id=None)
+    qwen = Qwen3MoeConfig(**shape, head_dim=16, num_experts=4, moe_intermediate_size=24, intermediate_size=40,
+                          norm_topk_prob=True)
+    mixtral = MixtralConfig(**shape, num_local_experts=4, intermediate_size=40)
+    for theirs, family in ((qwen, "qwen3_moe"), (mixtral, "mixtral")):
+        expected = ModelConfig(**{**SHAPE, **FAMILIES[family], "balance_coef": 0.5, "z_coef": 0.0})
+        assert config_from_huggingface(json.loads(theirs.to_json_string(use_diff=False))) == expected
+
+
+def test_a_family_without_a_place_for_experts_refuses_them(tmp_path):
+    params, config = random_model("qwen3_moe")
+    dense = ModelConfig(**{**config.__dict__, "family": "llama"})
+    with pytest.raises(ConfigError, match="family='llama': its checkpoints have no place for moe"):
+        save_pretrained(params, dense, tmp_path / "m")
 
 
 def test_dtype_on_load(tmp_path):
@@ -139,7 +247,7 @@ def test_gguf_errors(tmp_path):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "qwen3_moe", "mixtral"])
 def test_transformers_reads_what_we_write(tmp_path, family):
     torch = pytest.importorskip("torch", reason="needs the parity extra: launch/setup.sh --extra parity")
     from transformers import AutoModelForCausalLM

@@ -56,3 +56,21 @@ def test_errors_name_the_file(slow, tmp_path):
     (slow / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match="not a tokenizer.json"):
         load_tokenizer(slow)
+
+
+def test_a_vocabulary_must_fit_the_models():
+    from jaxllm.data import check_vocabulary
+
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "b": 7}, unk_token="a"))  # two tokens, eight ids
+    check_vocabulary(tokenizer, 8)
+    with pytest.raises(ConfigError, match="model.vocab_size=7: the tokenizer has 2 tokens with ids below 8"):
+        check_vocabulary(tokenizer, 7)
+
+
+def test_lengths_saved_with_a_tokenizer_are_not_applied(tmp_path):
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.enable_truncation(2)
+    tokenizer.enable_padding(length=5)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert load_tokenizer(tmp_path).encode("a a a").ids == [0, 0, 0]

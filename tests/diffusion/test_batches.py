@@ -1,5 +1,7 @@
 """Rows do not see each other, devices do not change tokens, and one shape compiles once."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,3 +90,7 @@ def test_compiles_once_per_batch_bucket_and_length(pairs, method):
     assert decode._cache_size() - before == 2
     decode_prompts(params, [[1] * 3], model=model, config=config, bucket=16)
     assert decode._cache_size() - before == 3
+    longer = dataclasses.replace(config, gen_length=24)
+    for length in (3, 8):
+        decode_prompts(params, [[1] * length], model=model, config=longer, bucket=16)
+    assert decode._cache_size() - before == 4

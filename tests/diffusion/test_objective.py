@@ -8,7 +8,7 @@ import pytest
 from jaxllm.config import ConfigError, load
 from jaxllm.data import Batch
 from jaxllm.diffusion import MaskedDiffusionConfig, masked_diffusion_loss
-from jaxllm.diffusion.objective import cut, frozen, predictions
+from jaxllm.diffusion.objective import cut, frozen, predictors
 from jaxllm.models import ModelConfig, init
 
 MODEL = ModelConfig(vocab_size=24, d_model=16, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8, d_mlp=24,
@@ -34,13 +34,13 @@ def test_keys_of_known_tokens_do_not_change_with_what_follows():
     masked[:, 6:] = True
     visible = frozen(jax.random.key(0), jnp.asarray(masked), 1.0)
     tokens = np.where(masked, 0, rng.integers(2, 24, (1, 10)))
-    base = predictions(params, MODEL, tokens, visible=visible)
+    base = predictors(params, MODEL, tokens, visible=visible)[0]
     other = tokens.copy()
     other[0, 5] = 2 if tokens[0, 5] != 2 else 3
-    changed = predictions(params, MODEL, other, visible=visible)
+    changed = predictors(params, MODEL, other, visible=visible)[0]
     np.testing.assert_array_equal(base[:, :5], changed[:, :5])  # known, left of the change
     assert (np.abs(np.asarray(base - changed))[:, 5:] > 0).any(-1).all()
-    free = predictions(params, MODEL, other), predictions(params, MODEL, tokens)
+    free = (predictors(params, MODEL, other)[0], predictors(params, MODEL, tokens)[0])
     assert (np.abs(np.asarray(free[0] - free[1])) > 0).any(-1).all()
 
 

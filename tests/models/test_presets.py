@@ -31,6 +31,8 @@ PUBLISHED = {
     "qwen3-1.7b": 1_720_574_976,
     "qwen3-4b": 4_022_468_096,
     "qwen3-8b": 8_190_735_360,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "mixtral-8x7b": 46_702_792_704,
     "smollm2-135m": 134_515_008,
     "smollm2-360m": 361_821_120,
     "smollm2-1.7b": 1_711_376_384,
@@ -45,8 +47,20 @@ def test_parameter_totals_are_the_published_ones(name):
 
 
 def test_every_published_preset_is_covered():
-    assert set(PRESETS) - set(PUBLISHED) == {"llada-tiny", "llada-100m"}
+    assert set(PRESETS) - set(PUBLISHED) == {"llada-tiny", "llada-moe-tiny", "llada-100m", "llada-moe-7b-a1b"}
+    assert round(preset("llada-moe-7b-a1b").num_parameters, -7) == 7.36e9  # published rounded
     assert 0.9e8 < preset("llada-100m").num_parameters < 1.2e8
+
+
+def test_active_parameters_leave_out_the_other_experts():
+    for name, idle in (("qwen3-30b-a3b", 120 / 128), ("mixtral-8x7b", 6 / 8), ("llada-moe-7b-a1b", 56 / 64)):
+        moe = abstract(preset(name))["layers"]["moe"]
+        experts = sum(int(np.prod(moe[part]["kernel"].shape)) for part in ("gate", "up", "down"))
+        assert preset(name).num_parameters - preset(name).active_parameters == idle * experts
+    assert round(preset("mixtral-8x7b").active_parameters / 1e9, 1) == 12.9  # published
+    # The head counts, the embedding look-up does not: how LLaDA-MoE's 1.4B are counted.
+    assert round((preset("llada-moe-7b-a1b").active_parameters - 157184 * 2048) / 1e9, 1) == 1.4
+    assert preset("qwen3-8b").active_parameters == preset("qwen3-8b").num_parameters
 
 
 def test_llada_tiny_is_the_golden_model():

@@ -14,6 +14,10 @@ KINDS = {
     "qwen2": dict(causal=True, qkv_bias=True, family="qwen2"),
     "qwen3": dict(causal=True, qk_norm=True, family="qwen3"),
     "llada": dict(causal=False),
+    "qwen3_moe": dict(causal=True, qk_norm=True, family="qwen3_moe", num_experts=5, experts_per_token=2, d_expert=14,
+                      router="softmax_renormalized"),
+    "llada_moe": dict(qk_norm=True, family="llada_moe", num_experts=4, experts_per_token=3, d_expert=14),
+    "llama4": dict(causal=True, num_experts=4, experts_per_token=1, d_expert=14, d_shared_expert=10, router="sigmoid"),
 }
 
 
@@ -23,6 +27,29 @@ def random_model(kind):
     keys = jax.random.split(jax.random.key(1), len(leaves))
     return jax.tree.unflatten(tree, [x + 0.2 * jax.random.normal(k, x.shape)
                                      for x, k in zip(leaves, keys, strict=True)]), config
+
+
+def swiglu(x, gate, up, down):
+    return (x @ gate / (1 + np.exp(-(x @ gate))) * (x @ up)) @ down
+
+
+def naive_mixture(w, c, n):
+    """Token by token: the k experts of the highest logits, and the shared one."""
+    out = np.zeros_like(n)
+    for t, row in enumerate(n):
+        logits = row @ w["router"]["kernel"]
+        chosen = np.argsort(-logits)[:c.experts_per_token]
+        scores = 1 / (1 + np.exp(-logits)) if c.router == "sigmoid" else np.exp(logits) / np.exp(logits).sum()
+        scale = scores[chosen].sum() if c.router == "softmax_renormalized" else 1.0
+        for e in chosen:
+            expert = [w[m]["kernel"][e] for m in ("gate", "up", "down")]
+            if c.router == "sigmoid":
+                out[t] += swiglu(scores[e] * row, *expert)
+            else:
+                out[t] += scores[e] / scale * swiglu(row, *expert)
+        if c.d_shared_expert:
+            out[t] += swiglu(row, *(w["shared"][m]["kernel"] for m in ("gate", "up", "down")))
+    return out
 
 
 def naive_logits(params, c, tokens):
@@ -61,8 +88,10 @@ def naive_logits(params, c, tokens):
                 out[t] += mixed @ w["o"]["kernel"][h]
         x = x + out
         n = norm(x, w["mlp_norm"]["scale"])
-        gate = n @ w["gate"]["kernel"]
-        x = x + (gate / (1 + np.exp(-gate)) * (n @ w["up"]["kernel"])) @ w["down"]["kernel"]
+        if c.num_experts:
+            x = x + naive_mixture(w["moe"], c, n)
+        else:
+            x = x + swiglu(n, *(w[m]["kernel"] for m in ("gate", "up", "down")))
     head = p["embed"]["embedding"].T if c.tie_embeddings else p["head"]["kernel"]
     return norm(x, p["final_norm"]["scale"]) @ head
 
@@ -80,8 +109,9 @@ def test_logits_are_the_naive_ones(kind):
         np.testing.assert_allclose(row, naive_logits(params, config, expected), atol=2e-4)
 
 
-def test_cached_decoding_gives_the_logits_of_one_pass():
-    params, config = random_model("qwen2")
+@pytest.mark.parametrize("kind", ["qwen2", "qwen3_moe"])
+def test_cached_decoding_gives_the_logits_of_one_pass(kind):
+    params, config = random_model(kind)
     whole = models.apply(params, config, tokens()).logits
     cache, parts = empty_cache(config, 2, 16), []
     for start, stop in ((0, 5), (5, 6), (6, 11)):
@@ -101,7 +131,7 @@ def test_rows_without_a_slot_are_not_seen():
     np.testing.assert_allclose(out.logits[:, :6], models.apply(params, config, padded[:, :6]).logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["llama", "llada"])
+@pytest.mark.parametrize("kind", ["llama", "llada", "llada_moe"])
 def test_packed_documents_do_not_see_each_other(kind):
     params, config = random_model(kind)
     a, b = tokens(1, 5), tokens(1, 4, seed=3)

@@ -15,12 +15,13 @@ MODEL = ModelConfig(vocab_size=32, d_model=16, num_layers=2, num_heads=4, num_kv
 
 def test_the_left_over_devices_replicate():
     mesh = make_mesh(fsdp=2, tensor=2)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "expert": 1, "sequence": 1, "tensor": 2}
     assert set(mesh.axis_types) == {AxisType.Auto}
 
 
 @pytest.mark.parametrize("sizes, message", [
-    ({"fsdp": 0}, "mesh.fsdp=0"), ({"data": 3}, "needs 3 devices, found 8"), ({"data": 1, "tensor": 3}, "found 8")])
+    ({"fsdp": 0}, "mesh.fsdp=0"), ({"data": 3}, "needs 3 devices, found 8"), ({"data": 1, "tensor": 3}, "found 8"),
+    ({"fsdp": 3}, r"mesh.fsdp=3: 8 devices do not split 3 ways; .* one of \[1, 2, 4, 8\]")])
 def test_impossible_meshes(sizes, message):
     with pytest.raises(ConfigError, match=message):
         make_mesh(**sizes)

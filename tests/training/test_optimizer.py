@@ -21,11 +21,11 @@ from tests.training.test_training import MODEL, batch, close
 RATE = 1e-2
 
 
-def one_update(name, weight_decay=0.0, seed=0):
+def one_update(name, weight_decay=0.0, seed=0, model=MODEL):
     """Parameters, random gradients and the update of a first step, numpy."""
     optimizer = make_optimizer(OptimizerConfig(name=name, learning_rate=RATE, schedule="constant", warmup_steps=0,
                                                weight_decay=weight_decay, clip_norm=None), 10)
-    params = init(MODEL, jax.random.key(seed))
+    params = init(model, jax.random.key(seed))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     grads = jax.tree.unflatten(tree, [jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)])
@@ -43,6 +43,18 @@ def test_muon_follows_the_singular_vectors(part, inputs):
         kept = s > 0.1 * s.max()  # five Newton-Schulz steps leave the smallest behind
         assert ((np.diag(shrunk)[kept] > 0.6) & (np.diag(shrunk)[kept] < 1.3)).all()
         assert np.abs(shrunk - np.diag(np.diag(shrunk))).max() < 1e-3
+
+
+def test_muon_takes_each_expert_as_a_matrix():
+    from tests.training.test_moe_training import MIXTURE
+
+    _, grads, updates = one_update("muon", model=MIXTURE)
+    gradient, update = grads["layers"]["moe"]["down"]["kernel"][1, 5], updates["layers"]["moe"]["down"]["kernel"][1, 5]
+    u, s, v = np.linalg.svd(gradient, full_matrices=False)
+    shrunk = u.T @ (-update / (RATE * 0.2 * np.sqrt(max(gradient.shape)))) @ v.T
+    kept = s > 0.1 * s.max()
+    assert ((np.diag(shrunk)[kept] > 0.6) & (np.diag(shrunk)[kept] < 1.3)).all()
+    assert np.abs(shrunk - np.diag(np.diag(shrunk))).max() < 1e-3
 
 
 def test_muon_leaves_the_rest_to_adam():

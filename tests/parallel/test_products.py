@@ -1,0 +1,66 @@
+"""Ten products of the five mesh axes give the losses of one device, dense and with experts."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxllm.data import Batch
+from jaxllm.models import ModelConfig
+from jaxllm.parallel import make_mesh
+from jaxllm.training import (
+    OptimizerConfig,
+    causal_loss,
+    init_state,
+    jit_step,
+    make_optimizer,
+    make_step,
+    state_shardings,
+)
+
+DENSE = ModelConfig(vocab_size=32, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, d_mlp=24,
+                    max_length=32, causal=True)
+EXPERTS = dataclasses.replace(DENSE, num_experts=4, experts_per_token=2, d_expert=12, router="softmax_renormalized",
+                              balance_coef=0.01, z_coef=0.001, family="qwen3_moe")
+PRODUCTS = [
+    dict(data=8), dict(data=1, fsdp=8), dict(data=1, sequence=8), dict(data=2, fsdp=2, tensor=2),
+    dict(data=2, sequence=4), dict(data=2, sequence=2, tensor=2), dict(data=1, fsdp=2, sequence=2, tensor=2),
+    dict(data=2, expert=4), dict(data=1, fsdp=2, expert=2, tensor=2), dict(data=2, expert=2, sequence=2),
+]
+
+
+def losses(model, mesh, steps=5):
+    rng = np.random.default_rng(0)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0), 10)
+    layout = state_shardings(model, optimizer, mesh)
+    state = jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=layout)(jax.random.key(0))
+    step = jit_step(make_step(causal_loss(model), optimizer, seed=0), layout, mesh)
+    found = []
+    for _ in range(steps):
+        segments = np.ones((8, 16), np.int32)
+        segments[::2, 9:] = 2
+        segments[1::2, 13:] = 0
+        batch = Batch(tokens=rng.integers(0, 32, (8, 16)).astype(np.int32),
+                      positions=np.where(segments == 2, np.arange(16) - 9, np.arange(16)).astype(np.int32),
+                      segment_ids=segments, loss_weights=(segments > 0).astype(np.float32))
+        state, metrics = step(state, batch)
+        found.append(float(metrics["train/loss"]))
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone():
+    return {model: losses(model, make_mesh(devices=jax.devices()[:1])) for model in (DENSE, EXPERTS)}
+
+
+def name(axes):
+    return "-".join(f"{k}{v}" for k, v in axes.items() if v > 1)
+
+
+# All ten by --slow; three, which have every axis between them, always.
+@pytest.mark.parametrize("axes", [pytest.param(axes, marks=() if i in (6, 8, 9) else pytest.mark.slow, id=name(axes))
+                                  for i, axes in enumerate(PRODUCTS)])
+@pytest.mark.parametrize("model", [DENSE, EXPERTS], ids=["dense", "experts"])
+def test_products_of_axes_give_the_losses_of_one_device(model, axes, alone):
+    np.testing.assert_allclose(losses(model, make_mesh(**axes)), alone[model], rtol=1e-5)

@@ -1,0 +1,54 @@
+"""Token losses piece by piece: against naive numpy, and what the compiled gradient holds in memory."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxllm import models
+from jaxllm.models.presets import preset
+from jaxllm.training import losses
+
+MODEL = preset("llada-tiny", vocab_size=96, mask_id=95, eos_id=94, pad_id=94)
+
+
+def naive(params, hidden, targets):
+    logits = np.asarray(hidden, np.float64) @ np.asarray(params["head"]["kernel"], np.float64)
+    loss, right = np.zeros(targets.shape), np.zeros(targets.shape)
+    for b, t in np.ndindex(targets.shape):
+        row = logits[b, t]
+        loss[b, t] = np.log(np.sum(np.exp(row - row.max()))) + row.max() - row[targets[b, t]]
+        right[b, t] = np.argmax(row) == targets[b, t]
+    return loss, right
+
+
+@pytest.mark.parametrize("limit", [1 << 26, 3 * 96 * 13, 3 * 96 * 4])
+def test_pieces_give_the_naive_losses_and_gradients(monkeypatch, limit):
+    monkeypatch.setattr(losses, "MAX_LOGITS", limit)
+    params = models.init(MODEL, jax.random.key(0))
+    hidden = jax.random.normal(jax.random.key(1), (3, 29, MODEL.d_model))
+    targets = jax.random.randint(jax.random.key(2), (3, 29), 0, 96)
+    loss, right = losses.token_losses(params, MODEL, hidden, targets)
+    expected, hits = naive(params, hidden, np.asarray(targets))
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_array_equal(right, hits)
+
+    # d loss / d hidden = (softmax - one-hot) W^T
+    grad = jax.grad(lambda h: losses.token_losses(params, MODEL, h, targets)[0].sum())(hidden)
+    kernel = np.asarray(params["head"]["kernel"], np.float64)
+    logits = np.asarray(hidden, np.float64) @ kernel
+    probability = np.exp(logits - logits.max(-1, keepdims=True))
+    probability /= probability.sum(-1, keepdims=True)
+    np.testing.assert_allclose(grad, (probability - np.eye(96)[np.asarray(targets)]) @ kernel.T, atol=1e-5)
+
+
+def test_whole_logits_never_exist(monkeypatch):
+    b, t, v = 2, 64, MODEL.vocab_size
+    monkeypatch.setattr(losses, "MAX_LOGITS", b * v * 8)
+    params = models.init(MODEL, jax.random.key(0))
+    hidden, targets = jnp.zeros((b, t, MODEL.d_model)), jnp.zeros((b, t), jnp.int32)
+    text = jax.jit(jax.grad(lambda p, h: losses.token_losses(p, MODEL, h, targets)[0].sum(), (0, 1))).lower(
+        params, hidden).compile().as_text()
+    assert f"f32[{b},8,{v}]" in text
+    assert f"f32[{b},{t},{v}]" not in text
+    assert f"f32[{t // 8},{b},8,{v}]" not in text
