@@ -88,7 +88,24 @@ class TensorBoardTracker:
         self._writer.close()
 
 
-class WandbTracker:
+class _ServiceTracker:
+    """What Weights & Biases and trackio have in common: a run object of theirs."""
+
+    _run: Any
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log all scalars of a step."""
+        self._run.log(dict(metrics), step=step)
+
+    def flush(self) -> None:
+        """Nothing: another process sends what was logged."""
+
+    def close(self) -> None:
+        """Finish the run."""
+        self._run.finish()
+
+
+class WandbTracker(_ServiceTracker):
     """Weights & Biases; offline unless WANDB_MODE or WANDB_API_KEY says otherwise.
 
     A resumed run goes on under the id in `wandb_id`.
@@ -104,19 +121,8 @@ class WandbTracker:
         self._run = wandb.init(project="jaxllm", name=run_dir.name, dir=str(run_dir), mode=mode, config=dict(config),
                                id=known.read_text(), resume="allow")
 
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log all scalars of a step."""
-        self._run.log(dict(metrics), step=step)
 
-    def flush(self) -> None:
-        """Nothing: another process sends what was logged."""
-
-    def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()
-
-
-class TrackioTracker:
+class TrackioTracker(_ServiceTracker):
     """Trackio, a local dashboard (`trackio show`); a resumed run goes on under the same name.
 
     It keeps both lines of a step that is made again after a kill.
@@ -126,17 +132,6 @@ class TrackioTracker:
         import trackio  # pyright: ignore[reportMissingImports]
 
         self._run = trackio.init(project="jaxllm", name=run_dir.name, config=dict(config), resume="allow", embed=False)
-
-    def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log all scalars of a step."""
-        self._run.log(dict(metrics), step=step)
-
-    def flush(self) -> None:
-        """Nothing: another process sends what was logged."""
-
-    def close(self) -> None:
-        """Finish the run."""
-        self._run.finish()
 
 
 class Trackers:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from jaxllm import distributed, models
 from jaxllm.checkpoint.hf_config import config_to_huggingface, read_config
 from jaxllm.checkpoint.names import Stored, shape_of, split_fused, stored
 from jaxllm.config import ConfigError
+from jaxllm.files import aside_directory
 from jaxllm.models import ModelConfig, api
 from jaxllm.parallel import RULES, make_mesh, shardings
 
@@ -104,30 +104,20 @@ def save_pretrained(
         for _ in tensors:  # gathering takes every process
             pass
         return
-    aside = directory.with_name(f".{directory.name}.writing")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    shards: list[dict[str, np.ndarray]] = [{}]
-    for name, tensor in tensors:
-        if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > shard_bytes:
-            _write_shard(aside, shards)
-        shards[-1][name] = tensor
-    _finish_shards(aside, shards)
     dtype = jnp.dtype(jax.tree.leaves(params)[0].dtype).name
     stated = dataclasses.replace(config, weight_dtype=dtype)  # type: ignore[arg-type]
-    (aside / "config.json").write_text(json.dumps(config_to_huggingface(stated), indent=2) + "\n")
-    if tokenizer is not None:
-        tokenizer.save(str(aside / "tokenizer.json"))
-    for file in aside.glob("*.safetensors"):
-        file.chmod(0o644)  # the library writes them for the owner alone
-    if directory.exists():
-        old = directory.with_name(f".{directory.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        directory.rename(old)
-        aside.rename(directory)
-        shutil.rmtree(old)
-    else:
-        aside.rename(directory)
+    with aside_directory(directory) as aside:
+        shards: list[dict[str, np.ndarray]] = [{}]
+        for name, tensor in tensors:
+            if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > shard_bytes:
+                _write_shard(aside, shards)
+            shards[-1][name] = tensor
+        _finish_shards(aside, shards)
+        (aside / "config.json").write_text(json.dumps(config_to_huggingface(stated), indent=2) + "\n")
+        if tokenizer is not None:
+            tokenizer.save(str(aside / "tokenizer.json"))
+        for file in aside.glob("*.safetensors"):
+            file.chmod(0o644)  # the library writes them for the owner alone
 
 
 def _named_tensors(params: api.Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
