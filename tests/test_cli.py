@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jaxllm.cli import main
+from jaxllm.cli.memory import with_huge_pages
 from tests.diffusion import oracle
 from tests.diffusion.helpers import write_model
 
@@ -139,3 +140,12 @@ def test_convert_round_trip(model, tmp_path):
     assert before.keys() == after.keys()
     for name, tensor in before.items():
         np.testing.assert_allclose(after[name].astype(np.float32), tensor, rtol=8e-3)
+
+
+def test_huge_pages_are_asked_for_once_and_only_where_the_kernel_leaves_it_to_us():
+    ask = "always [madvise] never"
+    env = with_huge_pages({"A": "1", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=3"}, ask)
+    assert env == {"A": "1", "GLIBC_TUNABLES": "glibc.malloc.tcache_count=3:glibc.malloc.hugetlb=1"}
+    assert with_huge_pages({}, ask) == {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    assert with_huge_pages(env, ask) is None
+    assert with_huge_pages({}, "[always] madvise never") is None

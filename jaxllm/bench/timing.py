@@ -11,13 +11,16 @@ import jax
 Timings = dict[str, list[float]]
 
 
-def paired(sides: Mapping[str, Callable[[], Any]], repeats: int, *, warmup: int = 1) -> Timings:
+def paired(sides: Mapping[str, Callable[[], Any]], repeats: int, *, warmup: int = 1,
+           settle: int = 0) -> Timings:
     """Seconds of each repeat of each side, sides taken in turn so that drift of the machine hits all alike.
 
     Args:
       sides: calls by name; JAX results are waited for.
       repeats: timed calls of each side.
       warmup: untimed calls of each side before, which compile.
+      settle: untimed calls before each timed one, so that a side is measured as it runs on its own, with its memory
+        in place. A virtual machine gives freed memory back to its host while the other sides run.
     """
     for call in sides.values():
         for _ in range(warmup):
@@ -27,6 +30,8 @@ def paired(sides: Mapping[str, Callable[[], Any]], repeats: int, *, warmup: int 
         # Every other round runs backwards: no side always follows the same neighbour.
         order = list(sides) if repeat % 2 == 0 else list(sides)[::-1]
         for name in order:
+            for _ in range(settle):
+                jax.block_until_ready(sides[name]())
             begun = time.perf_counter()
             jax.block_until_ready(sides[name]())
             seconds[name].append(time.perf_counter() - begun)

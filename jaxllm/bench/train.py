@@ -51,7 +51,7 @@ def bench(quick: bool) -> dict[str, Any]:
     except ImportError as err:
         missing = f"{err.name} is not installed: pip install 'jaxllm[parity]'"
     with console.status("timing"):
-        seconds = paired(sides, repeats)
+        seconds = paired(sides, repeats, settle=1)
     flops = flops_per_token(model, length) * tokens.size
     out: dict[str, Any] = {
         "bench": "train", "quick": quick, "environment": environment(), "parameters": model.num_parameters,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jaxllm.cli.memory import keep_freed_memory
 from jaxllm.config import ConfigError, nearest
 
 BENCHES = ("decode", "exact_match", "train")
@@ -32,7 +31,6 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"--{flag.replace('_', '-')}: only bench {of} takes it, not {args.name}")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)  # before the work, not after it
-    keep_freed_memory()
     from jaxllm.files import write_json
 
     if args.name == "decode":

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Sequence
 
 from jaxllm import __version__
+from jaxllm.cli.memory import restart_with_huge_pages
 from jaxllm.config import ConfigError
 
 # command -> (module with add_arguments and run, one line of help)
@@ -40,6 +41,13 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     if overrides:
         args.overrides = [*args.overrides, *overrides]
     return args
+
+
+def console() -> int:
+    """The `jaxllm` program: `main` on the command line's words."""
+    if sys.argv[1:2] in (["train"], ["bench"]):
+        restart_with_huge_pages()
+    return main()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

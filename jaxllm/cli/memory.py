@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
+import os
 import sys
+from pathlib import Path
 
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_TUNABLE = "glibc.malloc.hugetlb"
+_KERNEL_SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
-def keep_freed_memory() -> None:
-    """Have glibc keep large freed blocks instead of returning each to the kernel.
+def with_huge_pages(environ: dict[str, str], kernel_setting: str) -> dict[str, str] | None:
+    """The environment in which glibc asks for huge pages; None where that is settled already.
 
-    A step on CPU devices asks for the same large buffers again and again; with the defaults each comes as
-    fresh pages, and page faults took a quarter of the step. Does nothing where there is no glibc. The
-    process then holds its peak memory until it ends.
+    A step on CPU devices takes its buffers from the kernel anew each time, and with pages of 4 KiB the faults take a
+    tenth of the step (2.6 million in seven steps of a 31M-parameter model, 0.15 million with huge pages).
+
+    Args:
+      environ: the present environment.
+      kernel_setting: text of `transparent_hugepage/enabled`; only `[madvise]` leaves the choice to the process.
     """
+    tunables = environ.get("GLIBC_TUNABLES", "")
+    if "[madvise]" not in kernel_setting or _TUNABLE in tunables:
+        return None
+    return {**environ, "GLIBC_TUNABLES": ":".join(filter(None, [tunables, f"{_TUNABLE}=1"]))}
+
+
+def restart_with_huge_pages() -> None:
+    """Start this command again, in the same process, with `with_huge_pages`; glibc reads it at the start only."""
     if not sys.platform.startswith("linux"):
         return
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)
+    try:
+        environ = with_huge_pages(dict(os.environ), _KERNEL_SETTING.read_text(encoding="ascii"))
+        if environ is not None:
+            sys.stdout.flush()
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
+    except OSError:
+        return  # slower, no worse

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxllm.cli.memory import keep_freed_memory
 from jaxllm.config import build, settings, to_dict
 
 
@@ -31,7 +30,6 @@ def run(args: argparse.Namespace) -> int:
     from jaxllm.cli.main import report
     from jaxllm.training import RunStopped, train
 
-    keep_freed_memory()
     run_dir = args.run_dir or Path("runs") / Path(args.config).stem
     config, objective = open_config(args.config, args.overrides)
     with distributed.session(config.distributed, report):

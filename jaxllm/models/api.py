@@ -65,8 +65,8 @@ def apply(
       params: parameter tree of `init`.
       config: its description.
       tokens: int32 `[B, T]`.
-      positions: int32 `[B, T]`, for rotary angles and the causal mask; 0..T-1 by default. The TPU's kernel takes the
-        tokens of a segment to be in order.
+      positions: int32 `[B, T]`, for rotary angles and the causal mask; 0..T-1 by default. Without a cache, the tokens
+        of a segment of a causal model must be in order: keys further right are not looked at.
       segment_ids: int32 `[B, T]`; 0 marks padding, other rows attend within their segment. Without
         a cache only.
       visible: bool `[B, T, T]`, True where row t may see key s, on top of the other rules. Without a

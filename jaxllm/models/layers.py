@@ -25,8 +25,9 @@ from jaxllm.models.rope import inverse_frequencies
 from jaxllm.parallel import active_mesh, active_spec
 
 # Queries are processed in chunks of this many rows once T is larger, so the weights of a whole
-# [T, S] square never exist at once.
-QUERY_CHUNK = 1024
+# [T, S] square never exist at once. Where later keys are never seen, chunks are smaller and skip them.
+QUERY_CHUNK, CAUSAL_CHUNK = 1024, 128
+MAX_CAUSAL_CHUNKS = 8  # bounds the size of the program
 
 
 def dtype_of(name: str) -> jnp.dtype:
@@ -58,11 +59,7 @@ class Projection(nn.Module):
             out_axis=tuple(range(n, len(self.shape))))
         kernel: Any = self.param("kernel", nn.with_logical_partitioning(init, tuple(self.axes)),
                             tuple(self.shape), self.weight_dtype)
-        y: Any
-        if x.dtype == kernel.dtype:
-            y = _product(x, kernel, n, self.precision)
-        else:
-            y = _mixed_product(x, kernel, n)
+        y: Any = _product(x, kernel, n, self.precision)
         if self.bias:
             bias: Any = self.param("bias", nn.with_logical_partitioning(nn.initializers.zeros, tuple(self.axes[n:])),
                               tuple(self.shape[n:]), self.weight_dtype)
@@ -82,32 +79,39 @@ class Projection(nn.Module):
         return y
 
 
-def _product(x: jax.Array, kernel: jax.Array, n: int, precision: lax.Precision | None = None) -> jax.Array:
-    """Sum over the last n dims of x and the first n of the kernel."""
-    return lax.dot_general(x, kernel, ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())),
-                           precision=precision)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _product(x: jax.Array, kernel: jax.Array, n: int, precision: lax.Precision | None) -> jax.Array:
+    """Sum over the last n dims of x and the first n of the kernel, in x's dtype.
+
+    Its own gradient, for two reasons. A kernel of another dtype than x has its gradient summed in float32, over
+    devices too. And a CPU's matmul wants its left operand transposed in memory: the smaller one is put there, where
+    JAX's rule always takes dy, fused with whatever made it (a fifth of a training step).
+    """
+    return lax.dot_general(x, kernel.astype(x.dtype),
+                           ((tuple(range(x.ndim - n, x.ndim)), tuple(range(n))), ((), ())), precision=precision)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _mixed_product(x: jax.Array, kernel: jax.Array, n: int) -> jax.Array:
-    """`_product` in x's dtype with a kernel of another, whose gradient is summed in float32, over devices too."""
-    return _product(x, kernel.astype(x.dtype), n)
+def _product_forward(x: jax.Array, kernel: jax.Array, n: int,
+                     precision: lax.Precision | None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _product(x, kernel, n, precision), (x, kernel)
 
 
-def _mixed_forward(x: jax.Array, kernel: jax.Array, n: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _mixed_product(x, kernel, n), (x, kernel)
-
-
-def _mixed_backward(n: int, saved: tuple[jax.Array, jax.Array], dy: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _product_backward(n: int, precision: lax.Precision | None, saved: tuple[jax.Array, jax.Array],
+                      dy: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
     outputs, rows = kernel.ndim - n, tuple(range(x.ndim - n))
     dx = lax.dot_general(dy, kernel.astype(dy.dtype), ((tuple(range(dy.ndim - outputs, dy.ndim)),
-                                                        tuple(range(n, kernel.ndim))), ((), ())))
-    d_kernel = lax.dot_general(x, dy, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+                                                        tuple(range(n, kernel.ndim))), ((), ())), precision=precision)
+    swap = dy.size < x.size and x.dtype == jnp.float32  # bfloat16 this way round has no kernel on CPUs
+    left, right = (dy, x) if swap else (x, dy)
+    d_kernel = lax.dot_general(left, right, ((rows, rows), ((), ())), precision=precision,
+                               preferred_element_type=jnp.float32)
+    if swap:
+        d_kernel = d_kernel.transpose(*range(outputs, kernel.ndim), *range(outputs))
     return dx, d_kernel.astype(kernel.dtype)
 
 
-_mixed_product.defvjp(_mixed_forward, _mixed_backward)
+_product.defvjp(_product_forward, _product_backward)
 
 
 class RMSNorm(nn.Module):
@@ -167,20 +171,23 @@ def weighted_values(weights: jax.Array, v: jax.Array) -> jax.Array:
     return out.reshape(b, h, t, d).swapaxes(1, 2)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, ordered: bool = False) -> jax.Array:
     """Softmax attention: q `[B, H, T, K]`, k and v `[B, G, S, K]`, mask as in `attention_weights`.
 
-    Returns `[B, T, H, K]`. Long query runs go chunk by chunk.
+    Returns `[B, T, H, K]`. Long query runs go chunk by chunk; with `ordered`, which says that T = S and that the mask
+    shows no key after its query, a chunk's products leave out the keys after it.
     """
     t = q.shape[2]
-    if t <= QUERY_CHUNK:
+    chunk = min(QUERY_CHUNK, max(CAUSAL_CHUNK, -(-t // MAX_CAUSAL_CHUNKS))) if ordered else QUERY_CHUNK
+    if t <= chunk:
         return _attend(q, k, v, mask)
     chunks = []
-    for start in range(0, t, QUERY_CHUNK):
-        rows = slice(start, min(start + QUERY_CHUNK, t))
-        part = mask if mask is None or mask.shape[-2] == 1 else mask[..., rows, :]
+    for start in range(0, t, chunk):
+        rows = slice(start, min(start + chunk, t))
+        keys = slice(0, rows.stop) if ordered else slice(None)
+        part = mask if mask is None else mask[..., keys] if mask.shape[-2] == 1 else mask[..., rows, keys]
         # Recomputed in the backward pass, which would keep every chunk's weights otherwise.
-        chunks.append(jax.checkpoint(_attend)(q[:, :, rows], k, v, part))
+        chunks.append(jax.checkpoint(_attend)(q[:, :, rows], k[:, :, keys], v[:, :, keys], part))
     return jnp.concatenate(chunks, axis=1)
 
 
@@ -194,13 +201,14 @@ def attend_over_mesh(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array |
     `segments`, int `[B, T]`, says that the mask is no more than "same segment", and "not later" in a causal model.
     """
     kind = flash.kernel(config, q.shape[2])
+    ordered = config.causal and segments is not None
     one = flash.cudnn if kind == "cudnn" else attend
     mesh = active_mesh()
     length = None if mesh is None else active_spec(("length",), q.shape[2:3])[0]
     if length is None:
         if kind == "splash" and segments is not None:
             return flash.splash(q, k, v, segments, config.causal)
-        return one(q, k, v, mask)
+        return one(q, k, v, mask) if kind == "cudnn" else attend(q, k, v, mask, ordered)
     rows = active_spec(("batch", "heads", "length", "head_dim"), q.shape)
     keys = active_spec(("batch", "kv_heads", "length", "head_dim"), k.shape)
     if rows[1] != keys[1]:  # key heads that do not divide: every device has all, and so all query heads

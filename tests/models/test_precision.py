@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm import models
-from jaxllm.models.layers import _mixed_product
+from jaxllm.models.layers import _product
 from jaxllm.models.presets import preset
 from jaxllm.parallel import make_mesh, on_mesh
 
@@ -17,7 +17,7 @@ def test_the_product_and_its_gradients_by_hand():
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (64, 2, 3)).astype(jnp.bfloat16)
     kernel, weight = jax.random.normal(keys[1], (2, 3, 5)), jax.random.normal(keys[2], (64, 5)).astype(jnp.bfloat16)
-    y, back = jax.vjp(lambda x, k: _mixed_product(x, k, 2), x, kernel)
+    y, back = jax.vjp(lambda x, k: _product(x, k, 2, None), x, kernel)
     dx, dk = back(weight)
     assert (y.dtype, dx.dtype, dk.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     wide = [np.asarray(a.astype(jnp.bfloat16), np.float64) for a in (x, kernel, weight)]
