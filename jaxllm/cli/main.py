@@ -45,7 +45,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
 
 def console() -> int:
     """The `jaxllm` program: `main` on the command line's words."""
-    if sys.argv[1:2] in (["train"], ["bench"]):
+    if "train" in sys.argv[1:3]:  # and `bench train`
         restart_with_huge_pages()
     return main()
 

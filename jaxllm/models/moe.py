@@ -10,6 +10,7 @@ its neighbours.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,7 +63,7 @@ def route(
     """
     logits = logits.astype(jnp.float32)
     e = logits.shape[-1]
-    ids = lax.top_k(logits, k)[1].astype(jnp.int32)
+    ids = _top_k(logits, k)
     if forced is not None:
         replayed = jnp.all(forced >= 0, axis=-1, keepdims=True)
         ids = jnp.where(replayed, forced.astype(jnp.int32), ids)
@@ -86,6 +87,20 @@ def route(
     stats = RouterStats(load=load, balance=e * jnp.sum(load * mean), z=jnp.sum(jnp.where(keep, square, 0.0)) / count,
                         ids=ids.reshape(-1, k))
     return ids, weights, stats
+
+
+def _top_k(logits: jax.Array, k: int) -> jax.Array:
+    """Places of the k largest of `[..., E]`, int32; on a mesh each device those of its own `[B, T, E]` tokens.
+
+    XLA would gather all logits on every device first.
+    """
+    def one(logits: jax.Array) -> jax.Array:
+        return lax.top_k(logits, k)[1].astype(jnp.int32)
+
+    if active_mesh() is None or logits.ndim != 3:
+        return one(logits)
+    rows = active_spec(("batch", "length", None), logits.shape)
+    return jax.shard_map(one, in_specs=rows, out_specs=rows)(lax.stop_gradient(logits))
 
 
 def default_dispatch() -> Dispatch:
@@ -121,9 +136,11 @@ def mesh_experts(
 ) -> jax.Array:
     """`experts` for `[B, T, D]`, with ids and weights `[B, T, k]`, over the mesh of `on_mesh` where there is one.
 
-    Each device takes its own tokens, replicated over the axes of `expert` and `mlp`, through its own E/n experts
-    and its own slice of their width; the parts are summed across devices. Exact, without all-to-all. Kernels come in
-    the dtype in which their gradients are to be summed over devices.
+    A device holds E/n of the experts and computes these for the tokens of all n devices of its expert group: it gathers
+    their tokens and, where the batch is split over the expert axis as well, gives each its share of the sums back.
+    Exact and dropless with static shapes; an all-to-all would send a token to the devices of its k experts only, which
+    for k of 8 and 8 devices are two in three. The width of an expert may be split too (`mlp`); these parts are summed.
+    Kernels split over `embed` are gathered in x's dtype and their gradients summed in float32.
     """
     def flat(x: jax.Array, ids: jax.Array, weights: jax.Array, params: Mapping[str, jax.Array]) -> jax.Array:
         k = ids.shape[-1]
@@ -134,22 +151,52 @@ def mesh_experts(
     if mesh is None:
         return flat(x, ids, weights, params)
     rows = active_spec(("batch", "length", None), x.shape)
-    inner = active_spec(("expert", None, "mlp"), params["gate"].shape)
-    split = tuple(axis for part in inner for axis in _axes(part))  # mesh axes over which the results are parts
-    kernels = {"gate": inner, "up": inner, "down": PartitionSpec(inner[0], inner[2], None)}
+    inner = active_spec(("expert", "embed", "mlp"), params["gate"].shape)
+    kernels = {"gate": inner, "up": inner, "down": PartitionSpec(inner[0], inner[2], inner[1])}
+    owners = _axes(inner[0])
+    group = tuple(axis for axis in owners if axis in _axes(rows[0]))
+    split = tuple(axis for axis in (*owners, *_axes(inner[2])) if axis not in group)  # over these, results are parts
     per = params["gate"].shape[0]
-    for axis in _axes(inner[0]):
+    for axis in owners:
         per //= mesh.shape[axis]
 
     def local(x: jax.Array, ids: jax.Array, weights: jax.Array, params: Mapping[str, jax.Array]) -> jax.Array:
-        first = lax.axis_index(_axes(inner[0])) * per if _axes(inner[0]) else 0
-        return flat(x, jnp.where(ids >= 0, ids - first, -1), weights, params)[None].astype(jnp.float32)
+        if group:
+            x, ids, weights = (lax.all_gather(a, group, axis=0, tiled=True) for a in (x, ids, weights))
+        if (cut := _axes(inner[1])):
+            params = {name: _gather_kernel(kernel, cut, 2 if name == "down" else 1, x.dtype)
+                      for name, kernel in params.items()}
+        first = lax.axis_index(owners) * per if owners else 0
+        y = flat(x, jnp.where(ids >= 0, ids - first, -1), weights, params).astype(jnp.float32)
+        if group:
+            y = lax.psum_scatter(y, group, scatter_dimension=0, tiled=True)
+        return y[None]
 
     # The parts come out side by side and are summed outside, which makes an all-reduce; the transpose of a psum
     # inside would be a second one, of gradients that are whole already.
     parts = jax.shard_map(local, in_specs=(rows, rows, rows, kernels), out_specs=PartitionSpec(split or None, *rows),
                           check_vma=False)(x, ids, weights, dict(params))
     return jnp.sum(parts, axis=0).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather_kernel(kernel: jax.Array, axes: tuple[str, ...], dim: int, dtype: Any) -> jax.Array:
+    """A kernel that `axes` split along `dim`, whole and in `dtype`; its gradient is summed in float32."""
+    return lax.all_gather(kernel.astype(dtype), axes, axis=dim, tiled=True)
+
+
+def _gather_kernel_forward(kernel: jax.Array, axes: tuple[str, ...], dim: int, dtype: Any) -> tuple[jax.Array, Any]:
+    return _gather_kernel(kernel, axes, dim, dtype), jnp.zeros((), kernel.dtype)
+
+
+def _gather_kernel_backward(axes: tuple[str, ...], dim: int, dtype: Any, like: jax.Array,
+                            gradient: jax.Array) -> tuple[jax.Array]:
+    del dtype
+    whole = lax.psum_scatter(gradient.astype(jnp.float32), axes, scatter_dimension=dim, tiled=True)
+    return (whole.astype(like.dtype),)
+
+
+_gather_kernel.defvjp(_gather_kernel_forward, _gather_kernel_backward)
 
 
 def _dense(x: jax.Array, ids: jax.Array, weights: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array,

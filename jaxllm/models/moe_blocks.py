@@ -58,10 +58,12 @@ def sort_by_expert(ids: jax.Array, num_experts: int) -> Order:
 
 def combine(out: jax.Array, order: Order, weights: jax.Array | None, dtype: Any) -> jax.Array:
     """Sum over each token's k sorted rows of `[n or more, D]`, weighted by `[N, k]` if given, in float32: `[N, D]`."""
-    rows = jnp.where(order.kept[:, :, None], out.at[order.places].get(mode="promise_in_bounds"), 0).astype(jnp.float32)
-    if weights is not None:
-        rows = rows * weights[:, :, None]
-    return jnp.sum(rows, axis=1).astype(dtype)
+    total: Any = 0.0
+    for j in range(order.places.shape[1]):  # one by one: [N, k, D] in float32 would outgrow everything else
+        rows = out.at[order.places[:, j]].get(mode="promise_in_bounds").astype(jnp.float32)
+        rows = jnp.where(order.kept[:, j, None], rows, 0)
+        total = total + (rows if weights is None else rows * weights[:, j, None])
+    return total.astype(dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6,))

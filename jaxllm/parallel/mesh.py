@@ -23,7 +23,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, expert: int = 1
       fsdp: ways parameters and optimiser state are split along the model width; batches too.
       tensor: ways heads, MLP and vocabulary are split.
       sequence: ways the tokens of a row are split (context parallelism).
-      expert: ways the experts of a mixture are split; tokens are replicated over it, and the rest of the model too.
+      expert: ways the experts of a mixture are split; batches too. The rest of the model is replicated over it.
       devices: all devices by default.
 
     Raises:

@@ -6,7 +6,7 @@ Rules = dict[str, str | tuple[str, ...] | None]
 
 RULES: Rules = {
     # activations
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "length": "sequence",
     "act_embed": None,
     # parameters

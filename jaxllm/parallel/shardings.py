@@ -59,13 +59,16 @@ def active_mesh() -> AbstractMesh | None:
 
 
 def active_spec(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
-    """The mesh axes of logical names under the mesh and rules of `on_mesh`; a dimension they do not divide is whole."""
+    """The mesh axes of logical names under the mesh and rules of `on_mesh`, as many of each as divide the dimension."""
     mesh, rules = jax.sharding.get_abstract_mesh(), dict(spmd.get_logical_axis_rules())
     parts: list[Any] = []
     for size, name in zip(shape, axes, strict=True):
         part = None if name is None else rules.get(name)
-        ways = math.prod(mesh.shape[axis] for axis in (part if isinstance(part, tuple) else (part,) if part else ()))
-        parts.append(part if ways > 1 and size % ways == 0 else None)
+        group = part if isinstance(part, tuple) else (part,) if part else ()
+        while group and size % math.prod(mesh.shape[axis] for axis in group):
+            group = group[:-1]
+        group = tuple(axis for axis in group if mesh.shape[axis] > 1)
+        parts.append(group[0] if len(group) == 1 else group or None)
     return PartitionSpec(*parts)
 
 

@@ -25,6 +25,7 @@ RUN = {
     "validate_every": 3, "log_every": 1, "save_every": 1, "seed": 0,
 }
 SHARDED = ["mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2"]
+EXPERTS = ["model.family=llada_moe", "model.num_experts=4", "model.experts_per_token=2", "model.d_expert=16"]
 
 
 @pytest.fixture
@@ -75,9 +76,12 @@ def column(run_dir, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [["mesh.data=8"], SHARDED], ids=["data", "sharded"])
-def test_two_processes_train_as_one(tmp_path, config, mesh):
-    one, two = together(1, 8, config, tmp_path / "one", *mesh), together(2, 4, config, tmp_path / "two", *mesh)
+@pytest.mark.parametrize(("model", "mesh", "later"), [
+    ([], ["mesh.data=8"], ["mesh.data=4", "mesh.fsdp=2"]), ([], SHARDED, ["mesh.data=4", "mesh.fsdp=2"]),
+    (EXPERTS, ["mesh.data=1", "mesh.fsdp=2", "mesh.expert=4"], ["mesh.data=4", "mesh.expert=2"]),
+], ids=["data", "sharded", "experts"])
+def test_two_processes_train_as_one(tmp_path, config, model, mesh, later):
+    one, two = (together(n, 8 // n, config, tmp_path / name, *model, *mesh) for n, name in ((1, "one"), (2, "two")))
     assert one.returncode == 0 and two.returncode == 0, one.stdout + two.stdout
     for name in ("train/loss", "validation/nll_per_token"):
         a, b = column(tmp_path / "one", name), column(tmp_path / "two", name)
@@ -96,7 +100,7 @@ def test_two_processes_train_as_one(tmp_path, config, mesh):
 
     # Four processes go on from a checkpoint of two, on another mesh.
     shutil.rmtree(tmp_path / f"two/checkpoints/{STEPS}")
-    four = together(4, 2, config, tmp_path / "two", "--resume", "mesh.data=4", "mesh.fsdp=2")
+    four = together(4, 2, config, tmp_path / "two", "--resume", *model, *later)
     assert four.returncode == 0, four.stdout
     assert f"resumed at step {STEPS - 1}" in four.stdout
     again, first = column(tmp_path / "two", "train/loss"), column(tmp_path / "one", "train/loss")

@@ -79,13 +79,15 @@ def test_other_dispatches_on_a_mesh(dispatch):
 
 
 def test_each_device_holds_and_runs_its_own_experts():
-    # Inside the shard_map of 4 expert groups a device's kernels are those of 2 experts, and nothing gathers all 8.
+    # Inside the shard_map of 4 expert groups a device's kernels are those of 2 experts, and nothing gathers all 8. Each
+    # has one row of the batch; it sees the four of its group, and no logits of the router but its own.
     mesh = make_mesh(data=2, expert=4)
     shapes = jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), models.abstract(MIXTURE),
                           shardings(models.logical_axes(MIXTURE), mesh))
     with on_mesh(mesh):
         text = jax.jit(lambda p: models.apply(p, MIXTURE, batch().tokens).hidden).lower(shapes).compile().as_text()
-    assert "f32[2,16,12]" in text and "f32[8,16,12]" not in text and "all-reduce" in text
+    assert "f32[2,16,12]" in text and "f32[8,16,12]" not in text and "f32[8,12,8]" not in text
+    assert "reduce-scatter" in text and "f32[4,12,16]" in text and "f32[8,12,16]" not in text
 
 
 def test_odd_batches_run_whole_on_every_device():
