@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from jaxllm.models.cache import KVCache
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.layers import Block, rotary_tables
+from jaxllm.models.layers import Block, dtype_of, rotary_tables
+from jaxllm.models.layers import unembed as head
 from jaxllm.models.transformer import Output, Transformer
+from jaxllm.parallel import active_mesh, active_spec, axes_of, gather_weights
 
 Params = dict[str, Any]
+T = TypeVar("T")
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
@@ -138,6 +143,42 @@ def logits(params: Params, config: ModelConfig, x: jax.Array) -> jax.Array:
 def unembed(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """Float32 logits `[..., V]` of hidden states `[..., D]` that went through the final norm."""
     return Transformer(config).apply({"params": params}, hidden, method="unembed")  # type: ignore
+
+
+def with_head(fn: Callable[..., T], params: Params, config: ModelConfig, hidden: jax.Array, targets: jax.Array) -> T:
+    """`fn(head, hidden, targets)` where `head` maps `[..., D]` to float32 logits `[..., V]`.
+
+    Under a mesh each device runs `fn` on its own tokens, and a head that `fsdp` splits is gathered once, its gradient
+    summed once, however often `fn` calls it. The vocabulary may stay split over `tensor`.
+
+    Args:
+      fn: gives arrays `[B, T]`; must not look across rows or along T.
+      params, config: the model, for its head.
+      hidden: `[B, T, D]`, normalised.
+      targets: `[B, T]`.
+    """
+    kernel = params["embed"]["embedding"] if config.tie_embeddings else params["head"]["kernel"]
+
+    def local(kernel: jax.Array, hidden: jax.Array, targets: jax.Array) -> T:
+        if cut:
+            kernel = gather_weights(kernel, cut, dim, dtype_of(config.head_dtype))
+        matrix = kernel.T if config.tie_embeddings else kernel
+        return fn(lambda h: head(config, h, matrix), hidden, targets)
+
+    dim, cut = int(config.tie_embeddings), ()
+    if active_mesh() is None:
+        return local(kernel, hidden, targets)
+    rows = active_spec(("batch", "length"), targets.shape)
+    manual = {axis for part in rows for axis in axes_of(part)}
+    if not manual:
+        return local(kernel, hidden, targets)
+    embed, vocab = active_spec(("embed", "vocab"), (config.d_model, config.vocab_size))
+    if vocab is None:  # else the compiler gathers it, since a gather by hand would gather the vocabulary too
+        cut = tuple(axis for axis in axes_of(embed) if axis in manual)
+    split = [None, None]
+    split[dim] = cut or None  # pyright: ignore[reportCallIssue, reportArgumentType]
+    return jax.shard_map(local, in_specs=(PartitionSpec(*split), PartitionSpec(*rows, None), rows), out_specs=rows,
+                         axis_names=manual, check_vma=False)(kernel, hidden, targets)
 
 
 def tables(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:

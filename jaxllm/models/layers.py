@@ -114,6 +114,14 @@ def _product_backward(n: int, precision: lax.Precision | None, saved: tuple[jax.
 _product.defvjp(_product_forward, _product_backward)
 
 
+def unembed(config: ModelConfig, hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Float32 logits `[..., V]` of normalised hidden states `[..., D]` by a head `[D, V]`, in `config.head_dtype`."""
+    dtype = dtype_of(config.head_dtype)
+    exact = lax.Precision.HIGHEST if dtype == jnp.float32 else None
+    return jnp.einsum("...d,dv->...v", hidden.astype(dtype), kernel.astype(dtype), precision=exact,
+                      preferred_element_type=jnp.float32)
+
+
 class RMSNorm(nn.Module):
     """RMSNorm in float32, cast back to the input dtype before the scale (the Llama order)."""
 

@@ -10,7 +10,6 @@ its neighbours.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +21,7 @@ from jax.sharding import PartitionSpec
 
 from jaxllm.models.config import Dispatch, Router
 from jaxllm.models.moe_blocks import blocks, combine, sort_by_expert
-from jaxllm.parallel import active_mesh, active_spec
+from jaxllm.parallel import active_mesh, active_spec, axes_of, gather_weights
 
 
 @struct.dataclass
@@ -153,9 +152,9 @@ def mesh_experts(
     rows = active_spec(("batch", "length", None), x.shape)
     inner = active_spec(("expert", "embed", "mlp"), params["gate"].shape)
     kernels = {"gate": inner, "up": inner, "down": PartitionSpec(inner[0], inner[2], inner[1])}
-    owners = _axes(inner[0])
-    group = tuple(axis for axis in owners if axis in _axes(rows[0]))
-    split = tuple(axis for axis in (*owners, *_axes(inner[2])) if axis not in group)  # over these, results are parts
+    owners = axes_of(inner[0])
+    group = tuple(axis for axis in owners if axis in axes_of(rows[0]))
+    split = tuple(axis for axis in (*owners, *axes_of(inner[2])) if axis not in group)  # over these, results are parts
     per = params["gate"].shape[0]
     for axis in owners:
         per //= mesh.shape[axis]
@@ -163,8 +162,8 @@ def mesh_experts(
     def local(x: jax.Array, ids: jax.Array, weights: jax.Array, params: Mapping[str, jax.Array]) -> jax.Array:
         if group:
             x, ids, weights = (lax.all_gather(a, group, axis=0, tiled=True) for a in (x, ids, weights))
-        if (cut := _axes(inner[1])):
-            params = {name: _gather_kernel(kernel, cut, 2 if name == "down" else 1, x.dtype)
+        if (cut := axes_of(inner[1])):
+            params = {name: gather_weights(kernel, cut, 2 if name == "down" else 1, x.dtype)
                       for name, kernel in params.items()}
         first = lax.axis_index(owners) * per if owners else 0
         y = flat(x, jnp.where(ids >= 0, ids - first, -1), weights, params).astype(jnp.float32)
@@ -177,26 +176,6 @@ def mesh_experts(
     parts = jax.shard_map(local, in_specs=(rows, rows, rows, kernels), out_specs=PartitionSpec(split or None, *rows),
                           check_vma=False)(x, ids, weights, dict(params))
     return jnp.sum(parts, axis=0).astype(x.dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
-def _gather_kernel(kernel: jax.Array, axes: tuple[str, ...], dim: int, dtype: Any) -> jax.Array:
-    """A kernel that `axes` split along `dim`, whole and in `dtype`; its gradient is summed in float32."""
-    return lax.all_gather(kernel.astype(dtype), axes, axis=dim, tiled=True)
-
-
-def _gather_kernel_forward(kernel: jax.Array, axes: tuple[str, ...], dim: int, dtype: Any) -> tuple[jax.Array, Any]:
-    return _gather_kernel(kernel, axes, dim, dtype), jnp.zeros((), kernel.dtype)
-
-
-def _gather_kernel_backward(axes: tuple[str, ...], dim: int, dtype: Any, like: jax.Array,
-                            gradient: jax.Array) -> tuple[jax.Array]:
-    del dtype
-    whole = lax.psum_scatter(gradient.astype(jnp.float32), axes, scatter_dimension=dim, tiled=True)
-    return (whole.astype(like.dtype),)
-
-
-_gather_kernel.defvjp(_gather_kernel_forward, _gather_kernel_backward)
 
 
 def _dense(x: jax.Array, ids: jax.Array, weights: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array,
@@ -219,10 +198,3 @@ def _ragged(x: jax.Array, ids: jax.Array, weights: jax.Array, gate: jax.Array, u
     h = jax.nn.silu(lax.ragged_dot(rows, gate, order.counts)) * lax.ragged_dot(rows, up, order.counts)
     out = lax.ragged_dot(jnp.where(inside, h, 0), down, order.counts)
     return combine(jnp.where(inside, out, 0), order, None if scale_input else weights, x.dtype)
-
-
-def _axes(part: Any) -> tuple[str, ...]:
-    """Mesh axes of one entry of a PartitionSpec."""
-    if part is None:
-        return ()
-    return part if isinstance(part, tuple) else (part,)

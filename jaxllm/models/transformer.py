@@ -12,7 +12,7 @@ from flax.linen.spmd import with_logical_constraint
 
 from jaxllm.models.cache import KVCache, write_rows
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.layers import Block, RMSNorm, attend, attend_over_mesh, dtype_of, rotary_tables
+from jaxllm.models.layers import Block, RMSNorm, attend, attend_over_mesh, dtype_of, rotary_tables, unembed
 from jaxllm.models.moe import RouterStats
 
 
@@ -95,11 +95,7 @@ class Transformer(nn.Module):
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits `[..., V]` of normalised hidden states `[..., D]`."""
-        kernel = self.embed().T if self.config.tie_embeddings else self.head()
-        dtype = dtype_of(self.config.head_dtype)
-        exact = jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
-        return jnp.einsum("...d,dv->...v", hidden.astype(dtype), kernel.astype(dtype), precision=exact,
-                          preferred_element_type=jnp.float32)
+        return unembed(self.config, hidden, self.embed().T if self.config.tie_embeddings else self.head())
 
     def __call__(
         self, tokens: jax.Array, positions: jax.Array, mask: jax.Array | None, cache: KVCache | None,

@@ -16,6 +16,7 @@ _INSTRUCTION = re.compile(rf"= (.*?) ({'|'.join(KINDS)}|while|conditional|call|f
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CALLED = re.compile(r"(?:body|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
@@ -102,6 +103,30 @@ def _groups(line: str, devices: int) -> np.ndarray:
         if iota.group(3):
             ids = ids.transpose([int(x) for x in iota.group(3).split(",")])
         return ids.reshape(shape)
+    if mesh := _MESH.search(line):
+        return _mesh_groups(*mesh.groups())
     if listed := re.search(r"replica_groups=\{(\{.*?\})\}", line):
         return np.array([[int(x) for x in g.split(",")] for g in re.findall(r"\{([\d,]+)\}", listed.group(1))])
+    if "replica_groups=" in line and "replica_groups={}" not in line:
+        raise ValueError(f"replica groups of an unknown form: {line.strip()[:200]}")
     return np.arange(devices)[None]
+
+
+def _mesh_groups(axes: str, shape: str | None, order: str | None, taken: str) -> np.ndarray:
+    """Groups named by the axes of a mesh, or by `'axis':(m)n`, n parts of an axis whose m larger ones stay apart."""
+    sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", axes)}
+    ids = np.arange(np.prod(list(sizes.values())))
+    if shape:
+        ids = ids.reshape([int(x) for x in shape.split(",")])
+        ids = ids.transpose([int(x) for x in order.split(",")]) if order else ids
+    ids = ids.reshape(list(sizes.values()))
+    members = 1
+    for name, before, count in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", taken):
+        at = list(sizes).index(name)
+        part = [int(before), int(count)] if count else [1, sizes[name]]
+        # The part goes behind; what is left of the axis stays in place, so that other axes keep theirs.
+        ids = ids.reshape(*ids.shape[:at], *part, -1, *ids.shape[at + 1:])
+        ids = np.moveaxis(ids, at + 1, -1)
+        ids = ids.reshape(*ids.shape[:at], -1, *ids.shape[at + 2:])
+        members *= part[1]
+    return ids.reshape(-1, members)

@@ -63,8 +63,7 @@ def active_spec(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> Partiti
     mesh, rules = jax.sharding.get_abstract_mesh(), dict(spmd.get_logical_axis_rules())
     parts: list[Any] = []
     for size, name in zip(shape, axes, strict=True):
-        part = None if name is None else rules.get(name)
-        group = part if isinstance(part, tuple) else (part,) if part else ()
+        group = axes_of(None if name is None else rules.get(name))
         while group and size % math.prod(mesh.shape[axis] for axis in group):
             group = group[:-1]
         group = tuple(axis for axis in group if mesh.shape[axis] > 1)
@@ -72,13 +71,11 @@ def active_spec(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> Partiti
     return PartitionSpec(*parts)
 
 
-def ways(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> int:
-    """Devices that an array's logical axes are split over under `on_mesh`; 1 outside."""
-    mesh = active_mesh()
-    if mesh is None:
-        return 1
-    parts = [part if isinstance(part, tuple) else (part,) for part in active_spec(axes, shape) if part]
-    return math.prod(mesh.shape[name] for part in parts for name in part)
+def axes_of(part: Any) -> tuple[str, ...]:
+    """Mesh axes of one entry of a PartitionSpec."""
+    if part is None:
+        return ()
+    return part if isinstance(part, tuple) else (part,)
 
 
 @contextlib.contextmanager
@@ -92,7 +89,7 @@ def _check_divides(path: Any, leaf: Any, sharding: NamedSharding, names: str) ->
     for dim, (size, axis) in enumerate(zip(leaf.shape, sharding.spec, strict=False)):
         if axis is None:
             continue
-        group = axis if isinstance(axis, tuple) else (axis,)
+        group = axes_of(axis)
         ways = 1
         for name in group:
             ways *= sharding.mesh.shape[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +11,6 @@ import jax.numpy as jnp
 from jaxllm import models
 from jaxllm.data.batch import Batch
 from jaxllm.models import ModelConfig, RouterStats, api
-from jaxllm.parallel import ways
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -36,13 +36,18 @@ def token_losses(params: Any, config: ModelConfig, hidden: jax.Array,
     Where it would be large, `[B, T, V]` never exists: pieces of T are scanned, and the backward pass makes each
     piece's logits again.
     """
+    return api.with_head(_token_losses, params, config, hidden, targets)
+
+
+def _token_losses(head: Callable[[jax.Array], jax.Array], hidden: jax.Array,
+                  targets: jax.Array) -> tuple[jax.Array, jax.Array]:
     def one(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = api.unembed(params, config, hidden)
+        logits = head(hidden)
         return cross_entropy(logits, targets), (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
 
     b, t = targets.shape
-    rows = b // ways(("batch",), (b,))
-    pieces = min(t, -(-rows * t * config.vocab_size // MAX_LOGITS))
+    vocab = jax.eval_shape(head, hidden).shape[-1]
+    pieces = min(t, -(-b * t * vocab // MAX_LOGITS))
     if pieces <= 1:
         return one(hidden, targets)
     length = -(-t // pieces)
@@ -98,9 +103,10 @@ def _next_token(params: Any, config: ModelConfig, batch: Batch):
     """Sum of losses, their weight, metrics, router statistics."""
     out = models.apply(params, config, batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids,
                        head=False)
-    # Row i predicts token i + 1; the first token of a document has no row that predicts it.
+    # Row i predicts token i + 1; the first token of a document has no row that predicts it. All rows stay: T - 1 of
+    # them would not divide over a mesh.
     same = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
-    weight = batch.loss_weights[:, 1:] * same
-    loss, right = token_losses(params, config, out.hidden[:, :-1], batch.tokens[:, 1:])
+    weight = jnp.pad(batch.loss_weights[:, 1:] * same, ((0, 0), (0, 1)))
+    loss, right = token_losses(params, config, out.hidden, jnp.roll(batch.tokens, -1, axis=1))
     total, count = jnp.sum(loss * weight), jnp.sum(weight)
     return total, count, {"train/accuracy": (jnp.sum(right * weight), count)}, out.aux

@@ -70,6 +70,26 @@ def test_a_loop_multiplies():
     assert sum(c.size * c.times for c in gathered) == 5 * 64 * 64 * 4
 
 
+@pytest.mark.parametrize(("groups", "size", "spans"), [
+    ("mesh['a'=2,'b'=4] {'b'}", 4, False),  # {0 1 2 3} {4 5 6 7}
+    ("mesh['a'=2,'b'=4] {'a'}", 2, True),  # {0 4} {1 5} ...
+    ("mesh['a'=2,'b'=4,'c'=1], device_ids=([4,2]T(1,0)) {'a'}", 2, False),  # {0 1} {2 3} ...
+    ("mesh['a'=2,'b'=4] {'b':(1)2}", 2, False),  # {0 2} {1 3} {4 6} {5 7}
+    ("mesh['a'=8] {'a':(4)2}", 2, False),  # neighbours
+    ("mesh['a'=8] {'a':(1)2}", 2, True),  # {0 4} {1 5} ...
+    ("mesh['a'=2,'b'=4] {'a','b'}", 8, True),
+])
+def test_groups_named_by_axes(groups, size, spans):
+    text = HLO.replace("replica_groups={{0,1,2,3},{4,5,6,7}}", f"replica_groups={groups}")
+    found = {c.kind: c for c in collectives(text, 8, 4)}["all-reduce"]
+    assert (found.group, found.spans_nodes) == (size, spans)
+
+
+def test_groups_of_an_unknown_form_are_no_guess():
+    with pytest.raises(ValueError, match="unknown form"):
+        list(collectives(HLO.replace("replica_groups={{0,1,2,3},{4,5,6,7}}", "replica_groups=new(8)"), 8, 4))
+
+
 def test_devices_by_name_and_kind():
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert peak_flops("cpu") is None
