@@ -20,7 +20,7 @@ from jaxllm.tracking import environment
 from jaxllm.training import causal_loss
 from jaxllm.training.meter import flops_per_token
 from jaxllm.training.optimizer import OptimizerConfig, make_optimizer
-from jaxllm.training.state import init_state, state_shardings
+from jaxllm.training.state import place_state
 from jaxllm.training.step import jit_step, make_step
 
 # 31M parameters, Llama's architecture: `transformers` has the same model.
@@ -91,8 +91,7 @@ def _ours(model: ModelConfig, tokens: np.ndarray) -> Callable[[], Any]:
     """One step of the loop's own kind, on one device; every call goes on from the last."""
     mesh = make_mesh(devices=jax.devices()[:1])
     optimizer = make_optimizer(OPTIMIZER, 1000)
-    layout = state_shardings(model, optimizer, mesh)
-    state = jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=layout)(jax.random.key(0))
+    state, layout = place_state(model, optimizer, mesh)
     step = jit_step(make_step(causal_loss(model), optimizer, seed=0), layout, mesh)
     positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
     batch = Batch(tokens=tokens, positions=positions, segment_ids=np.ones_like(tokens),

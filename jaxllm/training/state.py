@@ -58,8 +58,17 @@ def trained(params: Any) -> tuple[Any, Any]:
 
 
 def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, key: jax.Array) -> TrainState:
-    """A fresh state; call it inside `jit` with `state_shardings` to make it in place."""
+    """A fresh state, for use inside `jit`; `place_state` makes one on a mesh."""
     return new_state(models.init(config, key), optimizer)
+
+
+def place_state(
+    config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int = 0,
+) -> tuple[TrainState, TrainState]:
+    """A fresh state made where it lies, no device holding more than its part; and its `state_shardings`."""
+    layout = state_shardings(config, optimizer, mesh)
+    make = jax.jit(lambda key: init_state(config, optimizer, key), out_shardings=layout)
+    return make(jax.random.key(seed)), layout
 
 
 def state_shardings(

@@ -12,11 +12,10 @@ from jaxllm.parallel import make_mesh
 from jaxllm.training import (
     OptimizerConfig,
     causal_loss,
-    init_state,
     jit_step,
     make_optimizer,
     make_step,
-    state_shardings,
+    place_state,
 )
 
 DENSE = ModelConfig(vocab_size=32, d_model=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, d_mlp=24,
@@ -33,8 +32,7 @@ PRODUCTS = [
 def losses(model, mesh, steps=5):
     rng = np.random.default_rng(0)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0), 10)
-    layout = state_shardings(model, optimizer, mesh)
-    state = jax.jit(lambda key: init_state(model, optimizer, key), out_shardings=layout)(jax.random.key(0))
+    state, layout = place_state(model, optimizer, mesh)
     step = jit_step(make_step(causal_loss(model), optimizer, seed=0), layout, mesh)
     found = []
     for _ in range(steps):

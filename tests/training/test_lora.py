@@ -22,11 +22,10 @@ from jaxllm.training import (
     TrainConfig,
     causal_loss,
     causal_objective,
-    init_state,
     jit_step,
     make_optimizer,
     make_step,
-    state_shardings,
+    place_state,
     train,
 )
 from tests.training.test_training import batch
@@ -82,8 +81,7 @@ def test_adapters_compute_what_the_summed_kernels_do():
 
 def run_steps(mesh, accumulate=1):
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0), 10)
-    layout = state_shardings(MODEL, optimizer, mesh)
-    state = jax.jit(lambda k: init_state(MODEL, optimizer, k), out_shardings=layout)(jax.random.key(0))
+    state, layout = place_state(MODEL, optimizer, mesh)
     before = jax.tree.map(np.asarray, state.model)
     step = jit_step(make_step(causal_loss(MODEL), optimizer, seed=1, accumulate=accumulate), layout, mesh)
     losses = []

@@ -13,11 +13,10 @@ from jaxllm.parallel import make_mesh, on_mesh, shardings
 from jaxllm.training import (
     OptimizerConfig,
     causal_loss,
-    init_state,
     jit_step,
     make_optimizer,
     make_step,
-    state_shardings,
+    place_state,
 )
 from tests.training.test_training import MODEL, RUN, batch, close, run
 
@@ -34,8 +33,7 @@ def padded(seed=0):
 
 def run_steps(mesh, config=MIXTURE, steps=3):
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0), 10)
-    layout = state_shardings(config, optimizer, mesh)
-    state = jax.jit(lambda k: init_state(config, optimizer, k), out_shardings=layout)(jax.random.key(0))
+    state, layout = place_state(config, optimizer, mesh)
     step = jit_step(make_step(causal_loss(config), optimizer, seed=1), layout, mesh)
     metrics = []
     for i in range(steps):

@@ -10,11 +10,10 @@ from jaxllm.parallel import make_mesh
 from jaxllm.training import (
     OptimizerConfig,
     causal_loss,
-    init_state,
     jit_step,
     make_optimizer,
     make_step,
-    state_shardings,
+    place_state,
 )
 from tests.training.test_training import MODEL, batch, close
 
@@ -83,8 +82,7 @@ def test_muon_on_meshes_gives_the_same_training():
     optimizer = make_optimizer(OptimizerConfig(name="muon", learning_rate=RATE, warmup_steps=0), 10)
 
     def after(mesh):
-        layout = state_shardings(MODEL, optimizer, mesh)
-        state = jax.jit(lambda k: init_state(MODEL, optimizer, k), out_shardings=layout)(jax.random.key(0))
+        state, layout = place_state(MODEL, optimizer, mesh)
         step = jit_step(make_step(causal_loss(MODEL), optimizer, seed=1), layout, mesh)
         for i in range(3):
             state, _ = step(state, batch(seed=i))

@@ -15,7 +15,7 @@ from jaxllm.parallel import make_mesh, on_mesh
 from jaxllm.parallel.devices import device
 from jaxllm.training.optimizer import make_optimizer
 from jaxllm.training.plan import plan
-from jaxllm.training.state import init_state, state_shardings
+from jaxllm.training.state import place_state
 from jaxllm.training.step import jit_step, make_step
 
 CONFIG = "configs/diffusion/game_of_life.yaml"
@@ -34,8 +34,7 @@ def test_bytes_equal_live_buffers(changes):
     config, objective = open_config(CONFIG, [*SMALL, *changes])
     found = plan(config, objective, device("h100"), 8)
     optimizer = make_optimizer(config.optimizer, config.total_steps)
-    layout = state_shardings(config.model, optimizer, make_mesh(**dataclasses.asdict(config.mesh)))
-    state = jax.jit(lambda key: init_state(config.model, optimizer, key), out_shardings=layout)(jax.random.key(0))
+    state, layout = place_state(config.model, optimizer, make_mesh(**dataclasses.asdict(config.mesh)))
 
     def live(tree):
         return sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
@@ -59,8 +58,7 @@ def test_temporaries_are_those_of_a_real_step(tmp_path, changes):
     assert main(["plan", CONFIG, "--devices", "8", "--device", "h100", "--json", str(out), *SMALL, *changes]) == 0
     config, objective = open_config(CONFIG, [*SMALL, *changes])
     mesh, optimizer = make_mesh(**dataclasses.asdict(config.mesh)), make_optimizer(config.optimizer, config.total_steps)
-    layout = state_shardings(config.model, optimizer, mesh)
-    state = jax.jit(lambda key: init_state(config.model, optimizer, key), out_shardings=layout)(jax.random.key(0))
+    state, layout = place_state(config.model, optimizer, mesh)
     whole = np.ones((8, 64), np.int32)
     batch = Batch(tokens=whole, positions=whole, segment_ids=whole, loss_weights=whole.astype(np.float32))
     with on_mesh(mesh):

@@ -17,11 +17,10 @@ from jaxllm.training import (
     OptimizerConfig,
     causal_loss,
     cross_entropy,
-    init_state,
     jit_step,
     make_optimizer,
     make_step,
-    state_shardings,
+    place_state,
     train,
 )
 
@@ -39,8 +38,7 @@ def batch(rows=8, length=12, seed=0):
 
 def run_steps(mesh, accumulate=1, steps=3):
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0), 10)
-    layout = state_shardings(MODEL, optimizer, mesh)
-    state = jax.jit(lambda k: init_state(MODEL, optimizer, k), out_shardings=layout)(jax.random.key(0))
+    state, layout = place_state(MODEL, optimizer, mesh)
     step = jit_step(make_step(causal_loss(MODEL), optimizer, seed=1, accumulate=accumulate), layout, mesh)
     losses = []
     for i in range(steps):
