@@ -94,6 +94,12 @@ def read_json(path: str | Path) -> Any:
         raise ConfigError(f"{path}: not valid JSON ({err})") from None
 
 
+def write_jsonl(path: str | Path, lines: list[dict[str, Any]]) -> None:
+    """Write records, whole or not at all."""
+    with aside(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     """Records of a JSONL file; a last line cut short by a kill is dropped."""
     records = []

@@ -85,7 +85,8 @@ def run(args: argparse.Namespace) -> int:
             steps += [{"prompt": start + row, **d} for d in detail]
     _print(console, lines)
     if args.report:
-        from jaxllm.diffusion.report import heat_map, write_jsonl
+        from jaxllm.diffusion.report import heat_map
+        from jaxllm.files import write_jsonl
 
         write_jsonl(args.report / "decode.jsonl", lines)
         write_jsonl(args.report / "steps.jsonl", steps)

@@ -17,11 +17,13 @@ from jaxllm.config import ConfigError
 # command -> (module with add_arguments and run, one line of help)
 COMMANDS = {
     "decode": ("jaxllm.cli.decode", "decode prompts with a masked-diffusion model"),
+    "generate": ("jaxllm.cli.generate", "sample from a causal model"),
     "train": ("jaxllm.cli.train", "train a model from a config"),
     "plan": ("jaxllm.cli.plan", "memory, traffic and roofline of a training run on devices you do not have"),
     "data": ("jaxllm.cli.data", "prepare: tokenise records once into a cache"),
     "convert": ("jaxllm.cli.convert", "convert a GGUF file or a Hugging Face directory"),
     "bench": ("jaxllm.cli.bench", "measure: decode, exact_match, train"),
+    "fit-scaling": ("jaxllm.cli.fit_scaling", "fit how the reward of RL runs grows with compute"),
     "quickstart": ("jaxllm.cli.quickstart", "decode held-out puzzles with the shipped model, every method"),
 }
 

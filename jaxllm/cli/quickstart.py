@@ -23,7 +23,8 @@ def run(args: argparse.Namespace) -> int:
     from jaxllm.bench.decode import Problems, measure, method_configs, method_table
     from jaxllm.cli.decode import decode_live, fill_in
     from jaxllm.diffusion import open_model, shipped_model
-    from jaxllm.diffusion.report import heat_map, step_lines, write_jsonl
+    from jaxllm.diffusion.report import heat_map, step_lines
+    from jaxllm.files import write_jsonl
 
     console = Console()
     params, model, tokenizer = open_model(shipped_model())

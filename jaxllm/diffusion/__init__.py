@@ -7,11 +7,12 @@ Not here: block-diffusion models (LLaDA2), whose prefix cache is exact.
 
 from jaxllm.diffusion.config import METHODS, DecodeConfig
 from jaxllm.diffusion.decode import Result, advance, decode, decode_prompts, finish, pad_prompts, prepare
-from jaxllm.diffusion.forward import unstack
-from jaxllm.diffusion.loading import open_model, shipped_model
+from jaxllm.diffusion.loading import shipped_model
 from jaxllm.diffusion.objective import MaskedDiffusionConfig, corrupt, elbo, masked_diffusion_loss
 from jaxllm.diffusion.statistics import forward_flops, layer_rows
 from jaxllm.diffusion.train import DiffusionTrainConfig, diffusion_objective
+from jaxllm.generation.loading import open_model
+from jaxllm.models import unstack
 
 __all__ = ["METHODS", "DecodeConfig", "DiffusionTrainConfig", "MaskedDiffusionConfig", "Result", "advance", "corrupt",
            "decode", "decode_prompts", "diffusion_objective", "elbo", "finish", "forward_flops", "layer_rows",

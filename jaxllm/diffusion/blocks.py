@@ -17,7 +17,6 @@ from jax import lax
 from jaxllm.diffusion.commit import Generation, commit, leftmost, valid_slots
 from jaxllm.diffusion.config import DecodeConfig
 from jaxllm.diffusion.forward import (
-    LayerCache,
     all_tables,
     full_forward,
     inverse,
@@ -26,7 +25,7 @@ from jaxllm.diffusion.forward import (
     row_tables,
     take_rows,
 )
-from jaxllm.models import ModelConfig, api
+from jaxllm.models import LayerCache, ModelConfig, api
 from jaxllm.models.layers import attend
 
 

@@ -16,8 +16,7 @@ from jaxllm.config import check
 from jaxllm.diffusion import blocks, elastic
 from jaxllm.diffusion.commit import Generation, Record, start
 from jaxllm.diffusion.config import BLOCK_METHODS, DecodeConfig, check_prompts, resolve
-from jaxllm.diffusion.forward import unstack
-from jaxllm.models import ModelConfig
+from jaxllm.models import ModelConfig, unstack
 
 State = blocks.BlockState | elastic.ElasticState
 PROMPT_BUCKET = 64

@@ -6,7 +6,7 @@ out of the stack on every step.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,31 +15,6 @@ from jaxllm.models import ModelConfig, api
 from jaxllm.models.layers import attend
 
 Tables = tuple[jax.Array, jax.Array]
-
-
-class LayerCache(NamedTuple):
-    """One layer's keys and values `[B, G, N, K]` of all slots."""
-
-    k: jax.Array
-    v: jax.Array
-
-
-def unstack(params: Any, model: ModelConfig, *, donate: bool = False) -> Any:
-    """Parameters with `layers` as a tuple of L trees; does nothing to a tree that is so already.
-
-    With `donate` each stacked leaf is freed once it is split, so that no second copy of the layers
-    exists; `params` is of no use afterwards.
-    """
-    if isinstance(params["layers"], tuple):
-        return params
-    leaves, tree = jax.tree.flatten(params["layers"])
-    split = []
-    for leaf in leaves:
-        split.append([leaf[i] for i in range(model.num_layers)])
-        if donate:
-            jax.block_until_ready(split[-1])
-            leaf.delete()
-    return {**params, "layers": tuple(jax.tree.unflatten(tree, part) for part in zip(*split, strict=True))}
 
 
 def take_rows(x: jax.Array, positions: jax.Array) -> jax.Array:

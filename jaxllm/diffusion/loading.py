@@ -1,35 +1,10 @@
-"""Opening a model to decode with: weights laid out for the decoders, description, tokenizer."""
+"""Where the model of the package lies."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-import jax
-from tokenizers import Tokenizer
-
-from jaxllm.checkpoint import load_pretrained
-from jaxllm.data import load_tokenizer
-from jaxllm.diffusion.forward import unstack
-from jaxllm.models import ModelConfig
-from jaxllm.parallel import make_mesh
 
 
 def shipped_model() -> Path:
     """Directory of the model in the package."""
     return Path(__file__).parents[1] / "assets" / "game-of-life"
-
-
-def open_model(directory: str | Path, dtype: str | None = None, tensor: int = 1) -> tuple[Any, ModelConfig, Tokenizer]:
-    """Parameters with unstacked layers, description and tokenizer of a Hugging Face directory.
-
-    Args:
-      directory: as for `load_pretrained`, with a tokenizer.
-      dtype: of weights and activations; the checkpoint's by default, float32 on a CPU.
-      tensor: devices to split heads, MLP and vocabulary over.
-    """
-    if dtype is None and jax.default_backend() == "cpu":
-        dtype = "float32"  # CPUs emulate half precision
-    mesh = make_mesh(1, 1, tensor, devices=jax.devices()[:tensor])
-    params, model = load_pretrained(directory, mesh=mesh, dtype=dtype)
-    return unstack(params, model, donate=True), model, load_tokenizer(directory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +42,6 @@ def summary_line(record: Record, row: int, model: ModelConfig, config: DecodeCon
             "rows_computed": int(rows.sum()), "layers_refreshed": refreshed,
             "share_of_full_rows": round(float(rows.sum() / (whole * max(steps, 1))), 4),
             "forward_flops": forward_flops(record, row, model, config, prompt_length)}
-
-
-def write_jsonl(path: str | Path, lines: list[dict[str, Any]]) -> None:
-    """Write records, whole or not at all."""
-    with aside(path) as temporary:
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
 def cell_states(record: Record, row: int, model: ModelConfig, gamma: float) -> np.ndarray:

@@ -13,6 +13,8 @@ from jaxllm.models.lora import TARGETS as LORA_TARGETS
 from jaxllm.models.lora import LoraConfig, join_adapters, merge_adapters, split_adapters
 from jaxllm.models.moe import RouterStats
 from jaxllm.models.transformer import Output
+from jaxllm.models.unrolled import LayerCache, unstack
 
-__all__ = ["LORA_TARGETS", "KVCache", "LoraConfig", "ModelConfig", "Output", "RouterStats", "abstract", "apply",
-           "empty_cache", "init", "join_adapters", "logical_axes", "merge_adapters", "split_adapters", "with_lora"]
+__all__ = ["LORA_TARGETS", "KVCache", "LayerCache", "LoraConfig", "ModelConfig", "Output", "RouterStats", "abstract",
+           "apply", "empty_cache", "init", "join_adapters", "logical_axes", "merge_adapters", "split_adapters",
+           "unstack", "with_lora"]

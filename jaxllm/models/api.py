@@ -134,6 +134,14 @@ def finish(layer: Params, config: ModelConfig, x: jax.Array, attended: jax.Array
     return Block(config).apply({"params": layer}, x, attended, method="finish")[0]  # type: ignore
 
 
+def finish_routed(layer: Params, config: ModelConfig, x: jax.Array, attended: jax.Array,
+                  valid: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """`finish`, and the experts taken int32 `[B, T, k]` (-1 where `valid` `[B, T]` is False), None in a dense model."""
+    out: Any = Block(config).apply({"params": layer}, x, attended, valid, method="finish")
+    x, stats = out
+    return x, None if stats is None else stats.ids.reshape(*valid.shape, -1)
+
+
 def logits(params: Params, config: ModelConfig, x: jax.Array) -> jax.Array:
     """Float32 logits `[..., V]` of the residual stream `[..., D]` after the last block."""
     hidden = Transformer(config).apply({"params": params}, x, method="normalize")
@@ -177,8 +185,9 @@ def with_head(fn: Callable[..., T], params: Params, config: ModelConfig, hidden:
         cut = tuple(axis for axis in axes_of(embed) if axis in manual)
     split = [None, None]
     split[dim] = cut or None  # pyright: ignore[reportCallIssue, reportArgumentType]
+    # Float32 from here on, so that its gradient is summed over devices in float32 whatever the weights are held in.
     return jax.shard_map(local, in_specs=(PartitionSpec(*split), PartitionSpec(*rows, None), rows), out_specs=rows,
-                         axis_names=manual, check_vma=False)(kernel, hidden, targets)
+                         axis_names=manual, check_vma=False)(kernel.astype(jnp.float32), hidden, targets)
 
 
 def tables(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:

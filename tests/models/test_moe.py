@@ -215,7 +215,8 @@ def test_padding_is_neither_routed_nor_counted():
 
 @pytest.mark.parametrize("changes", [{}, {"router": "sigmoid", "experts_per_token": 1, "d_shared_expert": 12}])
 def test_the_halves_of_a_layer_give_the_whole_model(changes):
-    from jaxllm.diffusion.forward import full_forward, unstack
+    from jaxllm.diffusion.forward import full_forward
+    from jaxllm.models import unstack
 
     params, config = random_model(**changes)
     @jax.jit

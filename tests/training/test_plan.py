@@ -42,7 +42,7 @@ def test_bytes_equal_live_buffers(changes):
     assert (found.parameter_bytes, found.optimizer_bytes) == (live((state.params, state.base)), live(state.opt_state))
     assert found.num_parameters == sum(leaf.size for leaf in jax.tree.leaves(split_adapters(state.model)[1]))
     assert found.fits
-    assert found.batch_bytes == 8 * 64 * 4 * 4 // (found.mesh["data"] * found.mesh["fsdp"])
+    assert found.batch_bytes == 8 * 64 * 4 * 4 // (found.mesh["data"] * found.mesh["fsdp"] * found.mesh["expert"])
     assert 0 < found.mfu_serial < found.mfu <= 1
 
 
