@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxllm.config import ConfigError, nearest
 
-BENCHES = ("decode", "exact_match", "train")
+BENCHES = ("decode", "exact_match", "generate", "train")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +41,10 @@ def run(args: argparse.Namespace) -> int:
         from jaxllm.bench.train import bench as bench_train
 
         results = bench_train(quick=args.quick)
+    elif args.name == "generate":
+        from jaxllm.bench.generate import bench as bench_generate
+
+        results = bench_generate(quick=args.quick)
     else:
         from jaxllm.bench.exact_match import study
 

@@ -22,7 +22,7 @@ COMMANDS = {
     "plan": ("jaxllm.cli.plan", "memory, traffic and roofline of a training run on devices you do not have"),
     "data": ("jaxllm.cli.data", "prepare: tokenise records once into a cache"),
     "convert": ("jaxllm.cli.convert", "convert a GGUF file or a Hugging Face directory"),
-    "bench": ("jaxllm.cli.bench", "measure: decode, exact_match, train"),
+    "bench": ("jaxllm.cli.bench", "measure: decode, exact_match, generate, train"),
     "fit-scaling": ("jaxllm.cli.fit_scaling", "fit how the reward of RL runs grows with compute"),
     "quickstart": ("jaxllm.cli.quickstart", "decode held-out puzzles with the shipped model, every method"),
 }

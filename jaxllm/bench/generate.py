@@ -1,0 +1,123 @@
+"""`jaxllm bench generate`: the engine against `transformers` at fixed lengths, and against itself in fixed batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxllm import models
+from jaxllm.bench.timing import paired
+from jaxllm.checkpoint import load_gguf, smollm2_path
+from jaxllm.generation import Engine, EngineConfig, Request, Sampling
+from jaxllm.models import ModelConfig
+from jaxllm.models.presets import preset
+from jaxllm.tracking import environment
+
+SLOTS, PROMPT = 32, 64
+GREEDY = Sampling(temperature=0)
+TORCH_THREADS = (1, 2)
+
+
+def bench(quick: bool) -> dict[str, Any]:
+    """All sides in turn, printed; returns what `--json` writes."""
+    from rich.console import Console
+
+    from jaxllm.studies import table
+
+    console = Console()
+    answer, longest, repeats = (16, 64, 2) if quick else (64, 128, 3)
+    params, model, weights = _model(quick)
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(2, model.vocab_size, (4 * SLOTS, PROMPT))
+    # Log-uniform: most answers are short, a few long, as those of reasoning models are.
+    lengths = np.exp(rng.uniform(np.log(longest / 16), np.log(longest), 4 * SLOTS)).astype(int)
+    fixed = [_request(i, prompts[i], answer) for i in range(SLOTS)]
+    mixed = [_request(i, prompts[i], int(n)) for i, n in enumerate(lengths)]
+    engine = Engine(params, model, EngineConfig(slots=SLOTS, length=PROMPT + longest, chunk=longest,
+                                                prompt_bucket=PROMPT))
+
+    def static() -> None:
+        for start in range(0, len(mixed), SLOTS):
+            engine.run(mixed[start:start + SLOTS])
+
+    sides: dict[str, Callable[[], Any]] = {"fixed": _silent(lambda: engine.run(fixed)),
+                                           "continuous": _silent(lambda: engine.run(mixed)), "static": static}
+    on_cpu, missing = jax.default_backend() == "cpu", None
+    try:
+        sides |= _torch(model, prompts[:SLOTS], answer) if on_cpu else {}
+        missing = None if on_cpu else "the peer runs on CPUs only"
+    except ImportError as err:
+        missing = f"{err.name} is not installed: pip install 'jaxllm[parity]'"
+    with console.status("timing"):
+        seconds = paired(sides, repeats)
+    tokens = {name: SLOTS * answer for name in sides} | dict.fromkeys(("continuous", "static"), int(lengths.sum()))
+    out: dict[str, Any] = {
+        "bench": "generate", "quick": quick, "environment": environment(), "weights": weights,
+        "settings": {"slots": SLOTS, "prompt": PROMPT, "answer": answer, "mixed_lengths": lengths.tolist(),
+                     "dtype": model.activation_dtype, "sampling": "greedy"},
+        "tokens": tokens, "seconds": seconds,
+        "notes": [] if missing is None else [f"vs_transformers not measured: {missing}"]}
+    out["ratios"] = ratios(out)
+    median = {name: float(np.median(s)) for name, s in seconds.items()}
+    console.print(table(f"{model.num_parameters / 1e6:.0f}M parameters ({weights}), {SLOTS} slots",
+                        ["side", "seconds", "tokens/s"], [[n, s, tokens[n] / s] for n, s in median.items()]))
+    for note in out["notes"]:
+        console.print(note)
+    for name, value in out["ratios"].items():
+        console.print(f"{name}: {'not measured' if value is None else f'{value:.3g}'}")
+    return out
+
+
+def ratios(out: dict[str, Any]) -> dict[str, float | None]:
+    """Seconds of the other side over the engine's, medians."""
+    median = {name: float(np.median(s)) for name, s in out["seconds"].items()}
+    peer = min((s for name, s in median.items() if name.startswith("torch_")), default=None)
+    return {"vs_transformers": None if peer is None else peer / median["fixed"],
+            "continuous_vs_static": median["static"] / median["continuous"]}
+
+
+def _request(index: int, prompt: np.ndarray, count: int) -> Request:
+    return Request(index, prompt.tolist(), count, GREEDY, ignore_stop_ids=True)
+
+
+def _silent(call: Callable[[], Any]) -> Callable[[], None]:
+    """Completions are no JAX arrays to wait for; they are on the host already."""
+    def run() -> None:
+        call()
+
+    return run
+
+
+def _model(quick: bool) -> tuple[Any, ModelConfig, str]:
+    path = None if quick else smollm2_path()
+    if path is not None:
+        params, model, _ = load_gguf(path)
+        return models.unstack(params, model, donate=True), model, "SmolLM2-135M-Instruct"
+    changes = {"num_layers": 6, "vocab_size": 8192} if quick else {}
+    model = preset("smollm2-135m", activation_dtype="float32", weight_dtype="float32", head_dtype="float32", **changes)
+    return jax.jit(models.init, static_argnums=0)(model, jax.random.key(0)), model, "random"
+
+
+def _torch(model: ModelConfig, prompts: np.ndarray, answer: int) -> dict[str, Callable[[], None]]:
+    """`transformers` with the same shapes, random weights and its own cache, by number of threads."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    peer = LlamaForCausalLM(LlamaConfig(
+        vocab_size=model.vocab_size, hidden_size=model.d_model, intermediate_size=model.d_mlp,
+        num_hidden_layers=model.num_layers, num_attention_heads=model.num_heads, num_key_value_heads=model.num_kv_heads,
+        max_position_embeddings=model.max_length, tie_word_embeddings=model.tie_embeddings)).eval()
+    ids = torch.tensor(prompts, dtype=torch.long)
+
+    def side(threads: int) -> Callable[[], None]:
+        def call() -> None:
+            torch.set_num_threads(threads)
+            with torch.inference_mode():
+                peer.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=answer, min_new_tokens=answer,
+                              do_sample=False, pad_token_id=0)
+        return call
+
+    return {f"torch_{n}": side(n) for n in TORCH_THREADS}
