@@ -106,10 +106,11 @@ def _torch(model: ModelConfig, prompts: np.ndarray, answer: int) -> dict[str, Ca
     import torch  # pyright: ignore[reportMissingImports]
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    peer = LlamaForCausalLM(LlamaConfig(
+    peer: Any = LlamaForCausalLM(LlamaConfig(
         vocab_size=model.vocab_size, hidden_size=model.d_model, intermediate_size=model.d_mlp,
         num_hidden_layers=model.num_layers, num_attention_heads=model.num_heads, num_key_value_heads=model.num_kv_heads,
-        max_position_embeddings=model.max_length, tie_word_embeddings=model.tie_embeddings)).eval()
+        max_position_embeddings=model.max_length, tie_word_embeddings=model.tie_embeddings))
+    peer.eval()
     ids = torch.tensor(prompts, dtype=torch.long)
 
     def side(threads: int) -> Callable[[], None]:

@@ -18,6 +18,7 @@ from jaxllm.config import ConfigError
 COMMANDS = {
     "decode": ("jaxllm.cli.decode", "decode prompts with a masked-diffusion model"),
     "generate": ("jaxllm.cli.generate", "sample from a causal model"),
+    "serve": ("jaxllm.cli.serve", "serve a causal model over HTTP with OpenAI's interface"),
     "train": ("jaxllm.cli.train", "train a model from a config"),
     "plan": ("jaxllm.cli.plan", "memory, traffic and roofline of a training run on devices you do not have"),
     "data": ("jaxllm.cli.data", "prepare: tokenise records once into a cache"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
 from typing import Any, Literal, get_args
 
 import jax
@@ -14,8 +14,8 @@ from jaxllm.config import ConfigError, check, nearest
 from jaxllm.models import ModelConfig, api
 from jaxllm.rl.advantages import Aggregation, Normalization
 from jaxllm.rl.batch import RLBatch
-from jaxllm.training import losses as training_losses
 from jaxllm.training import router_losses
+from jaxllm.training.losses import Head, by_pieces
 
 Loss = Literal["cispo", "grpo", "dapo", "gspo", "gspo_token", "reinforce"]
 Ratio = Literal["bypass", "decoupled"]
@@ -195,7 +195,7 @@ def logprobs(params: Any, config: ModelConfig, hidden: jax.Array, tokens: jax.Ar
 
     Where it would be large, `[B, T, V]` never exists, in the backward pass neither.
     """
-    def one(head: Callable[[jax.Array], jax.Array], hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
+    def one(head: Head, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
         logits = head(hidden) / temperature
         normalizer = jax.nn.logsumexp(logits, axis=-1)
         found = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - normalizer
@@ -204,21 +204,8 @@ def logprobs(params: Any, config: ModelConfig, hidden: jax.Array, tokens: jax.Ar
         logits, normalizer = jax.lax.stop_gradient((logits, normalizer))
         return found, normalizer - jnp.sum(jnp.exp(logits - normalizer[..., None]) * logits, axis=-1)
 
-    def local(head: Callable[[jax.Array], jax.Array], hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
-        b, t = targets.shape
-        vocab = jax.eval_shape(head, hidden).shape[-1]
-        pieces = min(t, -(-b * t * vocab // training_losses.MAX_LOGITS))
-        if pieces <= 1:
-            return one(head, hidden, targets)
-        length = -(-t // pieces)
-
-        def split(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [pieces, B, length, ...]
-            x = jnp.pad(x, ((0, 0), (0, length * pieces - t), *((0, 0),) * (x.ndim - 2)))
-            return jnp.moveaxis(x.reshape(b, pieces, length, *x.shape[2:]), 1, 0)
-
-        piece = jax.checkpoint(lambda hidden, targets: one(head, hidden, targets))
-        out = jax.lax.map(lambda x: piece(*x), (split(hidden), split(targets)))
-        return tuple(jnp.moveaxis(x, 0, 1).reshape(b, length * pieces)[:, :t] for x in out)
+    def local(head: Head, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
+        return by_pieces(functools.partial(one, head), head, hidden, targets)
 
     # All rows go through the head, the last for nothing: T - 1 of them would not divide over a mesh.
     out = api.with_head(local, params, config, hidden, jnp.roll(tokens, -1, axis=1))

@@ -304,13 +304,13 @@ def run_tokenizer(config: TrainConfig, saved: Path | None = None) -> Tokenizer:
 
 def check_batches(config: TrainConfig, mesh: Mesh) -> None:
     """Every batch, and every part of it under accumulation, must split over the mesh's batch and sequence axes."""
-    ways, sequence = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["sequence"]
+    sequence, ways = mesh.shape["sequence"], mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
     named = [(f"stages.{i}.data", s.data, config.accumulate) for i, s in enumerate(config.stages)]
     if config.validation is not None:
         named.append(("validation", config.validation, 1))
     for name, data, parts in named:
         check(data.batch_size % (ways * parts) == 0, f"{name}.batch_size", data.batch_size,
-              f"must be a multiple of {ways * parts} (mesh data x fsdp = {ways}" +
+              f"must be a multiple of {ways * parts} (mesh data x fsdp x expert = {ways}" +
               (f", accumulate = {parts})" if parts > 1 else ")"))
         check(data.length % sequence == 0, f"{name}.length", data.length,
               f"must be a multiple of mesh.sequence={sequence}")

@@ -12,6 +12,8 @@ from jaxllm import models
 from jaxllm.data.batch import Batch
 from jaxllm.models import ModelConfig, RouterStats, api
 
+Head = Callable[[jax.Array], jax.Array]  # hidden `[..., D]` to float32 logits `[..., V]`
+
 
 def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """-log p(target), float32 `[...]`, of logits `[..., V]` and int targets `[...]`."""
@@ -36,15 +38,24 @@ def token_losses(params: Any, config: ModelConfig, hidden: jax.Array,
     Where it would be large, `[B, T, V]` never exists: pieces of T are scanned, and the backward pass makes each
     piece's logits again.
     """
-    return api.with_head(_token_losses, params, config, hidden, targets)
+    loss, right = api.with_head(_token_losses, params, config, hidden, targets)
+    return loss, right
 
 
-def _token_losses(head: Callable[[jax.Array], jax.Array], hidden: jax.Array,
-                  targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def one(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _token_losses(head: Head, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
+    def one(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
         logits = head(hidden)
         return cross_entropy(logits, targets), (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
 
+    return by_pieces(one, head, hidden, targets)
+
+
+def by_pieces(one: Callable[[jax.Array, jax.Array], tuple[jax.Array, ...]], head: Head, hidden: jax.Array,
+              targets: jax.Array) -> tuple[jax.Array, ...]:
+    """`one(hidden, targets)`, arrays `[B, T]`, on pieces of T where the logits of `head` would pass `MAX_LOGITS`.
+
+    The backward pass makes each piece's logits again. For use inside `models.api.with_head`.
+    """
     b, t = targets.shape
     vocab = jax.eval_shape(head, hidden).shape[-1]
     pieces = min(t, -(-b * t * vocab // MAX_LOGITS))
@@ -58,8 +69,7 @@ def _token_losses(head: Callable[[jax.Array], jax.Array], hidden: jax.Array,
         return jnp.moveaxis(x.reshape(b, pieces, length, *x.shape[2:]), 1, 0)
 
     out = jax.lax.map(lambda piece: jax.checkpoint(one)(*piece), (split(hidden), split(targets)))
-    loss, right = (jnp.moveaxis(x, 0, 1).reshape(b, length * pieces)[:, :t] for x in out)
-    return loss, right
+    return tuple(jnp.moveaxis(x, 0, 1).reshape(b, length * pieces)[:, :t] for x in out)
 
 
 def router_losses(

@@ -11,6 +11,8 @@ from scipy.optimize import curve_fit
 from jaxllm.cli import main
 from jaxllm.config import ConfigError
 from jaxllm.rl import scaling
+from jaxllm.rl.scaling.points import box, take_points
+from jaxllm.rl.scaling.solver import descend
 
 R0 = 0.25
 # arXiv 2510.13786, Table 1: C_mid in GPU-hours, B, A; and a last compute of about the size of the paper's runs.
@@ -62,10 +64,10 @@ def test_prediction_is_the_closed_form():
 
 def test_b_on_the_grid_is_that_of_curve_fit():
     c, y = curve(*TABLE_1["base"], noise=0.01)
-    points = scaling._points(c, y, FAST_PAPER, R0, None)
-    lower, upper = scaling._box(FAST_PAPER, points)
+    points = take_points(c, y, FAST_PAPER, R0, None)
+    lower, upper = box(FAST_PAPER, points)
     cells = [(a, m) for a in np.linspace(0.55, 0.7, 7) for m in np.linspace(1500, 6000, 7)]
-    ours, sse = scaling._descend(points, np.array([[a, math.log(m), 0.0] for a, m in cells]), lower, upper, free=(2,))
+    ours, sse = descend(points, np.array([[a, math.log(m), 0.0] for a, m in cells]), lower, upper, free=(2,))
     for (a, m), (_, _, log_b), squares in zip(cells, ours, sse, strict=True):
         (b,), _ = curve_fit(lambda x, b, a=a, m=m: closed(x, a, m, b), points.compute, points.reward, p0=[1.0])
         assert math.exp(log_b) == pytest.approx(b, rel=1e-4)
