@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxllm import models
-from jaxllm.bench.timing import paired
+from jaxllm.bench.timing import paired, show
 from jaxllm.checkpoint import load_gguf, smollm2_path
 from jaxllm.generation import Engine, EngineConfig, Request, Sampling
 from jaxllm.models import ModelConfig
@@ -24,8 +24,6 @@ TORCH_THREADS = (1, 2)
 def bench(quick: bool) -> dict[str, Any]:
     """All sides in turn, printed; returns what `--json` writes."""
     from rich.console import Console
-
-    from jaxllm.studies import table
 
     console = Console()
     answer, longest, repeats = (16, 64, 2) if quick else (64, 128, 3)
@@ -62,12 +60,8 @@ def bench(quick: bool) -> dict[str, Any]:
         "notes": [] if missing is None else [f"vs_transformers not measured: {missing}"]}
     out["ratios"] = ratios(out)
     median = {name: float(np.median(s)) for name, s in seconds.items()}
-    console.print(table(f"{model.num_parameters / 1e6:.0f}M parameters ({weights}), {SLOTS} slots",
-                        ["side", "seconds", "tokens/s"], [[n, s, tokens[n] / s] for n, s in median.items()]))
-    for note in out["notes"]:
-        console.print(note)
-    for name, value in out["ratios"].items():
-        console.print(f"{name}: {'not measured' if value is None else f'{value:.3g}'}")
+    show(console, f"{model.num_parameters / 1e6:.0f}M parameters ({weights}), {SLOTS} slots",
+         ["side", "seconds", "tokens/s"], [[n, s, tokens[n] / s] for n, s in median.items()], out)
     return out
 
 

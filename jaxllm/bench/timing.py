@@ -36,3 +36,14 @@ def paired(sides: Mapping[str, Callable[[], Any]], repeats: int, *, warmup: int 
             jax.block_until_ready(sides[name]())
             seconds[name].append(time.perf_counter() - begun)
     return seconds
+
+
+def show(console: Any, title: str, columns: list[str], rows: list[list[Any]], out: Mapping[str, Any]) -> None:
+    """Print a bench's table, then the notes and ratios of what `--json` writes."""
+    from jaxllm.studies import table
+
+    console.print(table(title, columns, rows))
+    for note in out["notes"]:
+        console.print(note)
+    for name, value in out["ratios"].items():
+        console.print(f"{name}: {'not measured' if value is None else f'{value:.3g}'}")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.bench.moe import moe_dispatch
-from jaxllm.bench.timing import paired
+from jaxllm.bench.timing import paired, show
 from jaxllm.data.batch import Batch
 from jaxllm.models import ModelConfig
 from jaxllm.models.presets import preset
@@ -66,15 +66,8 @@ def bench(quick: bool) -> dict[str, Any]:
     out["moe"] = {name: experts[name] for name in ("settings", "forward", "gradient")}
     out["ratios"] |= {name: experts[name] for name in ("moe_blocks_vs_dense", "moe_blocks_vs_dense_grad")}
     median = {name: float(np.median(s)) for name, s in seconds.items()}
-    from jaxllm.studies import table
-
-    console.print(table(
-        f"{model.num_parameters / 1e6:.0f}M parameters, {tokens.size} tokens a step", ["side", "seconds", "GFLOP/s"],
-        [[name, s, out["work"].get(name, flops) / s / 1e9] for name, s in median.items()]))
-    for note in out["notes"]:
-        console.print(note)
-    for name, value in out["ratios"].items():
-        console.print(f"{name}: {'not measured' if value is None else f'{value:.3g}'}")
+    show(console, f"{model.num_parameters / 1e6:.0f}M parameters, {tokens.size} tokens a step",
+         ["side", "seconds", "GFLOP/s"], [[n, s, out["work"].get(n, flops) / s / 1e9] for n, s in median.items()], out)
     return out
 
 

@@ -237,7 +237,7 @@ class Engine:
         """An empty engine.
 
         Args:
-          params: of `models.init` or unstacked; not copied.
+          params: as for `update`.
           model: causal description.
           config: shape.
           tokenizer: for requests with stop texts.
@@ -255,8 +255,14 @@ class Engine:
         self.update(params, version)
 
     def update(self, params: Any, version: int) -> None:
-        """Draw from these weights from the next step on; caches stay as they are."""
-        self._params, self.version = unstack(params, self.model), version
+        """Draw from these weights from the next step on; caches stay as they are.
+
+        Stacked parameters, as a trainer has them, are copied: its next step may donate them. Unstacked ones are not.
+        """
+        if not isinstance(params["layers"], tuple):
+            rest = {name: part for name, part in params.items() if name != "layers"}
+            params = {**unstack(params, self.model), **jax.tree.map(jnp.copy, rest)}
+        self._params, self.version = params, version
 
     def submit(self, request: Request) -> None:
         """Queue a request.
