@@ -26,7 +26,7 @@ def bench(quick: bool) -> dict[str, Any]:
     from rich.console import Console
 
     console = Console()
-    answer, longest, repeats = (16, 64, 2) if quick else (64, 128, 3)
+    answer, longest, repeats = (16, 64, 2) if quick else (32, 64, 2)
     params, model, weights = _model(quick)
     rng = np.random.default_rng(0)
     prompts = rng.integers(2, model.vocab_size, (4 * SLOTS, PROMPT))
