@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxllm import models
-from jaxllm.bench.timing import paired, show
+from jaxllm.bench.timing import paired, show, torch_sides
 from jaxllm.checkpoint import load_gguf, smollm2_path
 from jaxllm.generation import Engine, EngineConfig, Request, Sampling
 from jaxllm.models import ModelConfig
@@ -41,14 +41,10 @@ def bench(quick: bool) -> dict[str, Any]:
         for start in range(0, len(mixed), SLOTS):
             engine.run(mixed[start:start + SLOTS])
 
-    sides: dict[str, Callable[[], Any]] = {"fixed": _silent(lambda: engine.run(fixed)),
-                                           "continuous": _silent(lambda: engine.run(mixed)), "static": static}
-    on_cpu, missing = jax.default_backend() == "cpu", None
-    try:
-        sides |= _torch(model, prompts[:SLOTS], answer) if on_cpu else {}
-        missing = None if on_cpu else "the peer runs on CPUs only"
-    except ImportError as err:
-        missing = f"{err.name} is not installed: pip install 'jaxllm[parity]'"
+    sides: dict[str, Callable[[], Any]] = {"fixed": lambda: engine.run(fixed),
+                                           "continuous": lambda: engine.run(mixed), "static": static}
+    peers, missing = torch_sides(lambda: _torch(model, prompts[:SLOTS], answer))
+    sides |= peers
     with console.status("timing"):
         seconds = paired(sides, repeats)
     tokens = {name: SLOTS * answer for name in sides} | dict.fromkeys(("continuous", "static"), int(lengths.sum()))
@@ -75,14 +71,6 @@ def ratios(out: dict[str, Any]) -> dict[str, float | None]:
 
 def _request(index: int, prompt: np.ndarray, count: int) -> Request:
     return Request(index, prompt.tolist(), count, GREEDY, ignore_stop_ids=True)
-
-
-def _silent(call: Callable[[], Any]) -> Callable[[], None]:
-    """Completions are no JAX arrays to wait for; they are on the host already."""
-    def run() -> None:
-        call()
-
-    return run
 
 
 def _model(quick: bool) -> tuple[Any, ModelConfig, str]:

@@ -9,9 +9,10 @@ from typing import Any
 import jax
 
 Timings = dict[str, list[float]]
+Sides = Mapping[str, Callable[[], Any]]
 
 
-def paired(sides: Mapping[str, Callable[[], Any]], repeats: int, *, warmup: int = 1,
+def paired(sides: Sides, repeats: int, *, warmup: int = 1,
            settle: int = 0) -> Timings:
     """Seconds of each repeat of each side, sides taken in turn so that drift of the machine hits all alike.
 
@@ -36,6 +37,16 @@ def paired(sides: Mapping[str, Callable[[], Any]], repeats: int, *, warmup: int 
             jax.block_until_ready(sides[name]())
             seconds[name].append(time.perf_counter() - begun)
     return seconds
+
+
+def torch_sides(make: Callable[[], Sides]) -> tuple[Sides, str | None]:
+    """The peer's sides as `make` gives them, and None; or none and why."""
+    if jax.default_backend() != "cpu":
+        return {}, "the peer runs on CPUs only"
+    try:
+        return make(), None
+    except ImportError as err:
+        return {}, f"{err.name} is not installed: pip install 'jaxllm[parity]'"
 
 
 def show(console: Any, title: str, columns: list[str], rows: list[list[Any]], out: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.bench.moe import moe_dispatch
-from jaxllm.bench.timing import paired, show
+from jaxllm.bench.timing import paired, show, torch_sides
 from jaxllm.data.batch import Batch
 from jaxllm.models import ModelConfig
 from jaxllm.models.presets import preset
@@ -45,11 +45,8 @@ def bench(quick: bool) -> dict[str, Any]:
     tokens = np.random.default_rng(0).integers(2, model.vocab_size, (rows, length)).astype(np.int32)
     sides: dict[str, Callable[[], Any]] = {"jaxllm": _ours(model, tokens),
                                            **{f"square_{n}": _square(n, model.activation_dtype) for n in squares}}
-    missing = None if on_cpu else "the peer runs on CPUs only"
-    try:
-        sides |= _torch(tokens) if on_cpu else {}
-    except ImportError as err:
-        missing = f"{err.name} is not installed: pip install 'jaxllm[parity]'"
+    peers, missing = torch_sides(lambda: _torch(tokens))
+    sides |= peers
     with console.status("timing"):
         seconds = paired(sides, repeats, settle=1)
     flops = flops_per_token(model, length) * tokens.size

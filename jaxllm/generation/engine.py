@@ -316,15 +316,16 @@ class Engine:
         self._state = advance(self._params, self._state, jnp.int32(steps or self.config.chunk),
                               jnp.asarray(bool(self._waiting)), jnp.int32(self.version), model=self.model,
                               stop_ids=self.config.stop_ids)
-        running, lengths = np.asarray(self._state.running), np.asarray(self._state.lengths)
+        running, lengths, tokens = (np.asarray(x) for x in (self._state.running, self._state.lengths,
+                                                           self._state.tokens))
         ended = {}
         for slot, request in self._active.items():
             if not running[slot]:
                 full = lengths[slot] >= self._end(request)
-                last = int(self._state.tokens[slot, lengths[slot] - 1]) if full else None
+                last = tokens[slot, lengths[slot] - 1]
                 stop = not full or (last in self.config.stop_ids and not request.ignore_stop_ids)
                 ended[slot] = "stop" if stop else "length"
-        cut = self._find_stop_texts(lengths)
+        cut = self._find_stop_texts(tokens, lengths)
         return self._collect({**ended, **dict.fromkeys(cut, "stop")}, cut)
 
     def run(self, requests: Iterable[Request]) -> list[Completion]:
@@ -382,14 +383,14 @@ class Engine:
         self._state = admit(self._params, self._state, prompts, lengths, arrivals, model=self.model)
         self._active.update(dict(group))
 
-    def _find_stop_texts(self, lengths: np.ndarray) -> dict[int, int]:
+    def _find_stop_texts(self, tokens: np.ndarray, lengths: np.ndarray) -> dict[int, int]:
         """Slots whose answer holds a stop text, and the fewest answer tokens that hold it."""
         cut = {}
         for slot, request in self._active.items():
             if not request.stop:
                 continue
             n = len(request.prompt)
-            answer = np.asarray(self._state.tokens[slot, n:lengths[slot]]).tolist()
+            answer = tokens[slot, n:lengths[slot]].tolist()
             if not any(text in self._tokenizer.decode(answer) for text in request.stop):
                 self._checked[slot] = len(answer)
                 continue

@@ -183,8 +183,8 @@ def with_head(fn: Callable[..., T], params: Params, config: ModelConfig, hidden:
     embed, vocab = active_spec(("embed", "vocab"), (config.d_model, config.vocab_size))
     if vocab is None:  # else the compiler gathers it, since a gather by hand would gather the vocabulary too
         cut = tuple(axis for axis in axes_of(embed) if axis in manual)
-    split = [None, None]
-    split[dim] = cut or None  # pyright: ignore[reportCallIssue, reportArgumentType]
+    split: list[Any] = [None, None]
+    split[dim] = cut or None
     # Float32 from here on, so that its gradient is summed over devices in float32 whatever the weights are held in.
     return jax.shard_map(local, in_specs=(PartitionSpec(*split), PartitionSpec(*rows, None), rows), out_specs=rows,
                          axis_names=manual, check_vma=False)(kernel.astype(jnp.float32), hidden, targets)

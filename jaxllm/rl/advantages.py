@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from jaxllm.config import ConfigError, nearest
+from jaxllm.config import check, nearest
 
 Normalization = Literal["none", "group", "batch"]
 Aggregation = Literal["token", "sample", "prompt"]
@@ -32,7 +32,8 @@ def group_advantages(rewards: np.ndarray, group: np.ndarray, normalization: Norm
 
     Without a sample left, advantages are 0.
     """
-    _known("normalization", normalization, get_args(Normalization))
+    names = get_args(Normalization)
+    check(normalization in names, "normalization", normalization, nearest(str(normalization), names))
     rewards, group = np.asarray(rewards, np.float64), np.asarray(group)
     real = group >= 0
     _, index = np.unique(np.where(real, group, -1), return_inverse=True)  # padding is a group of its own
@@ -65,7 +66,8 @@ def token_weights(loss_mask: np.ndarray, group: np.ndarray, keep: np.ndarray,
 
     Samples or prompts without a sampled token don't count. The first token of a row weighs nothing: no row predicts it.
     """
-    _known("aggregation", aggregation, get_args(Aggregation))
+    names = get_args(Aggregation)
+    check(aggregation in names, "aggregation", aggregation, nearest(str(aggregation), names))
     mask = np.asarray(loss_mask, np.float64) * np.asarray(keep, bool)[:, None]
     mask[:, 0] = 0.0
     count = mask.sum(1)
@@ -84,8 +86,3 @@ def group_report(rewards: np.ndarray, group: np.ndarray, keep: np.ndarray) -> di
     prompts, kept = len(np.unique(group[real])), len(np.unique(group[real & keep]))
     return {"rl/reward": float(np.mean(rewards[real])) if prompts else 0.0, "rl/kept_prompts": float(kept),
             "rl/kept_share": kept / max(prompts, 1)}
-
-
-def _known(field: str, value: str, names: tuple[str, ...]) -> None:
-    if value not in names:
-        raise ConfigError(f"{field}={value!r}: {nearest(str(value), names)}")

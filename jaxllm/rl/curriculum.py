@@ -43,13 +43,15 @@ class Curriculum:
           ConfigError: every prompt is solved.
         """
         drawn: list[int] = []
+        order = self._order()
         while len(drawn) < count:
             if self.cursor == self.size:
                 self.epoch, self.cursor = self.epoch + 1, 0
+                order = self._order()
                 if not any(map(self._wanted, range(self.size))):
                     raise ConfigError(f"solved={self.solved}: all {self.size} prompts have reached this pass rate; add "
                                       "harder prompts, or end the run here")
-            prompt = int(self._order()[self.cursor])
+            prompt = int(order[self.cursor])
             self.cursor += 1
             if self._wanted(prompt):
                 drawn.append(prompt)
@@ -80,7 +82,4 @@ class Curriculum:
         return self.epoch == 0 or self.solved is None or self.rates.get(prompt, 0.0) < self.solved
 
     def _order(self) -> np.ndarray:
-        if getattr(self, "_cached", (None,))[0] != self.epoch:
-            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.size)
-            object.__setattr__(self, "_cached", (self.epoch, order))
-        return self._cached[1]  # type: ignore[attr-defined]
+        return np.random.default_rng((self.seed, self.epoch)).permutation(self.size)

@@ -68,8 +68,7 @@ class LossConfig:
         for field, names in (("loss", Loss), ("aggregation", Aggregation), ("normalization", Normalization),
                              ("ratio", Ratio)):
             value = getattr(self, field)
-            if value not in get_args(names):
-                raise ConfigError(f"{field}={value!r}: {nearest(str(value), get_args(names))}")
+            check(value in get_args(names), field, value, nearest(str(value), get_args(names)))
         for field in ("eps_max", "temperature", "tis_cap"):
             check(getattr(self, field) > 0, field, getattr(self, field), "must be above 0")
         for field in ("advantage_eps", "kl_coef"):

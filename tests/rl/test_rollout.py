@@ -58,8 +58,8 @@ def test_thinking_is_cut_at_its_budget():
     for e in rollouts.finish():
         response = e.response
         if e.interrupted:
-            at = response.index(13) if 13 in response[:0] else next(
-                i for i in range(len(response) - 1) if response[i:i + 2] == [13, 14] and not e.sampled[2 + i])
+            at = next(i for i in range(len(response) - 1)
+                      if response[i:i + 2] == [13, 14] and not e.sampled[2 + i])
             assert 4 <= at <= 8 and 14 not in response[:at]
             assert e.sampled[2 + at:4 + at] == [0, 0] and sum(e.sampled) == len(response) - 2
             assert len(response) - at - 2 <= 3
