@@ -8,8 +8,9 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from jaxllm.cli.study import StudyConfig
 from jaxllm.cli.train import open_config
-from jaxllm.config import settings
+from jaxllm.config import load, settings
 from jaxllm.diffusion import shipped_model
 
 ROOT = Path(__file__).parents[1]
@@ -26,8 +27,15 @@ def test_notebook_runs(path, tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda p: p.name)
 def test_config_loads(path):
+    if path.parent.name == "studies":
+        study = load(StudyConfig, path)
+        for arm in (*study.arms.values(), (study.before,)):
+            assert all((ROOT / part.config).is_file() for part in arm if part is not None and part.config)
+        return
     # A config that goes on from a run is tried with the shipped model in its place.
-    start = [f"init_from={shipped_model()}"] if "init_from" in settings(path)[0] else []
+    given = settings(path)[0]
+    start = [f"init_from={shipped_model()}"] if "init_from" in given else []
+    start += ["model.causal=true"] if start and "prompts" in given else []
     config, _ = open_config(path, start)
     assert config.total_steps > 0
 

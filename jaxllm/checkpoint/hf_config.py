@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxllm.config import ConfigError
+from jaxllm.config import ConfigError, check
 from jaxllm.files import read_json
 from jaxllm.models import ModelConfig
 from jaxllm.models.config import MIXTURE_FAMILIES, RopeScaling
@@ -18,6 +18,9 @@ FAMILIES = {"llada": "llada", "Dream": "dream", "llama": "llama", "qwen2": "qwen
 _ARCHITECTURES = {"llada": "LLaDAModelLM", "dream": "DreamModel", "llama": "LlamaForCausalLM",
                   "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llada_moe": "LLaDAMoEModelLM",
                   "mixtral": "MixtralForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
+# Families that transformers has a ...ForSequenceClassification of, which with one label is a reward model.
+_SCORER = "ForSequenceClassification"
+_SCORED = ("llama", "qwen2", "qwen3", "mixtral", "qwen3_moe")
 
 # Switches of OLMo-style configs that only one value of is implemented.
 _LLADA_FIXED = {"block_type": "llama", "layer_norm_type": "rms", "activation_type": "silu", "rope": True,
@@ -93,10 +96,17 @@ def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
 
 def _contents(config: ModelConfig) -> dict[str, Any]:
     c = config
+    check(not c.score_head or c.family in _SCORED, "model.family", c.family,
+          f"a model with score_head is written as one of {', '.join(_SCORED)}; choose one of these")
     ids = {"bos_token_id": c.bos_id, "eos_token_id": c.eos_id, "pad_token_id": c.pad_id}
     if c.mask_id is not None:
         ids["mask_token_id"] = c.mask_id
-    common: dict[str, Any] = {"architectures": [_ARCHITECTURES[c.family]], "vocab_size": c.vocab_size,
+    name = _ARCHITECTURES[c.family]
+    labels = {}
+    if c.score_head:
+        name = name.replace("ForCausalLM", _SCORER)
+        labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
+    common: dict[str, Any] = {"architectures": [name], **labels, "vocab_size": c.vocab_size,
                               "rms_norm_eps": c.rms_norm_eps, "rope_theta": c.rope_theta,
                               "torch_dtype": c.weight_dtype, **ids}
     if c.family == "llada":
@@ -202,7 +212,19 @@ def _llama_like(data: Mapping[str, Any], family: str, source: str) -> ModelConfi
         qkv_bias=family in ("qwen2", "dream"),
         qk_norm=family in ("qwen3", "qwen3_moe") or bool(family == "llada_moe" and data.get("qk_layernorm")),
         tie_embeddings=bool(data.get("tie_word_embeddings", False)), family=family,  # type: ignore[arg-type]
+        score_head=_is_scored(data, family, source),
         **_dtypes(data), **{**_ids(data), **mixture})
+
+
+def _is_scored(data: Mapping[str, Any], family: str, source: str) -> bool:
+    """Whether the model is a reward model: `transformers`' classifier with a single label."""
+    if family not in _SCORED or not any(str(a).endswith(_SCORER) for a in data.get("architectures") or ()):
+        return False
+    # Files that say nothing of labels are told by the shape of their head.
+    labels = data.get("num_labels") or len(data.get("id2label") or (0,))
+    check(labels == 1, f"{source}: num_labels", labels, "a classifier of several labels is not supported; only 1, a "
+          "reward model")
+    return True
 
 
 def _dtypes(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 
 from jaxllm import distributed, models
 from jaxllm.checkpoint.hf_config import config_to_huggingface, read_config
-from jaxllm.checkpoint.names import Stored, shape_of, split_fused, stored
+from jaxllm.checkpoint.names import LANGUAGE_HEAD, SCORE, Stored, shape_of, split_fused, stored
 from jaxllm.config import ConfigError
 from jaxllm.files import aside_directory
 from jaxllm.models import ModelConfig, api
@@ -35,6 +35,7 @@ _IGNORED = ("rotary_emb.inv_freq",)
 
 def load_pretrained(
     directory: str | Path, mesh: Mesh | None = None, rules: Mapping[str, Any] = RULES, dtype: str | None = None,
+    score_head: bool = False,
 ) -> tuple[api.Params, ModelConfig]:
     """Parameters and description of a directory of a supported family (`hf_config.FAMILIES`).
 
@@ -46,6 +47,8 @@ def load_pretrained(
       mesh: where the parameters go; the first device alone by default.
       rules: logical axes to mesh axes.
       dtype: `float32`, `bfloat16` or `float16` for weights and activations; the checkpoint's by default.
+      score_head: a reward model is wanted: a language model gets a score head of zeros in place of its own, and the
+        description is that of `models.with_score_head`.
 
     Raises:
       ConfigError: an unsupported architecture, a missing, extra, wrong-shape or truncated tensor.
@@ -56,7 +59,12 @@ def load_pretrained(
     config = read_config(directory)
     if dtype is not None:
         config = dataclasses.replace(config, weight_dtype=dtype, activation_dtype=dtype)  # type: ignore[arg-type]
+    started = score_head and not config.score_head
+    config = models.with_score_head(config) if score_head else config
     with _open(directory) as tensors:
+        if started:
+            tensors = {name: tensor for name, tensor in tensors.items() if name != LANGUAGE_HEAD}
+            tensors[SCORE] = np.zeros((1, config.d_model), np.float32)
         return place(config, tensors, mesh, rules, str(directory)), config
 
 

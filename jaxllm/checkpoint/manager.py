@@ -55,6 +55,7 @@ class Checkpointer:
         found = _from_all(json.dumps(self._listing() if self._primary else []))[0]
         self._validations: dict[int, float | None] = {step: value for step, value in json.loads(found)}
         self._saving: tuple[int, dict[str, Any]] = (-1, {})
+        self._files: dict[str, bytes] = {}
         self._bytes = 0
         self._orbax = ocp.AsyncCheckpointer(
             ocp.StandardCheckpointHandler(),
@@ -68,7 +69,7 @@ class Checkpointer:
         return sorted(self._validations)
 
     def save(self, step: int, state: Any, *, validation: float | None = None,
-             about: Mapping[str, Any] | None = None) -> None:
+             about: Mapping[str, Any] | None = None, files: Mapping[str, bytes] | None = None) -> None:
         """Save `state` (a pytree of arrays) as step `step`; returns once it is copied, before it is written.
 
         Args:
@@ -76,12 +77,14 @@ class Checkpointer:
           state: what to save.
           validation: its validation loss, by which the best are kept.
           about: further entries of the manifest.
+          files: contents of further files in the checkpoint's directory, by name; process 0's are written.
 
         Raises:
           CheckpointError: the disk is full, or this or the previous write failed.
         """
         self._wait()
-        self._bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+        self._files = dict(files or {})
+        self._bytes = sum(x.nbytes for x in jax.tree.leaves(state)) + sum(map(len, self._files.values()))
         # Process 0 alone has deleted what need not be kept, and looks for all.
         if full := _from_all(self._no_space(step) if self._primary else "")[0]:
             raise CheckpointError(full)
@@ -143,6 +146,10 @@ class Checkpointer:
         except ValueError as err:
             raise CheckpointError(f"{self._directory / str(step)}/{err}") from None
 
+    def directory(self, step: int) -> Path:
+        """Where step `step` lies, with the `files` it was saved with."""
+        return self._directory / str(step)
+
     def restore(self, step: int, abstract_state: Any, shardings: Any) -> Any:
         """Restore step `step` onto `shardings`, in the dtypes of `abstract_state` (trees of the state's structure).
 
@@ -185,7 +192,11 @@ class Checkpointer:
     def _seal(self) -> None:
         """Called by orbax on process 0 when all files are written, before it renames the directory."""
         step, about = self._saving
-        write_manifest(self._directory / f"{step}{_UNFINISHED}", about)
+        directory = self._directory / f"{step}{_UNFINISHED}"
+        for name, content in self._files.items():
+            (directory / name).write_bytes(content)
+        self._files = {}
+        write_manifest(directory, about)
 
     def _prune(self) -> None:
         ranked = sorted((v, -s) for s, v in self._validations.items() if v is not None)

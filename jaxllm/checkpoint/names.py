@@ -18,6 +18,8 @@ from jaxllm.models import ModelConfig
 
 Layout = Literal["same", "matrix", "heads_out", "heads_in", "head_bias"]
 
+# The heads of transformers' ...ForCausalLM and ...ForSequenceClassification.
+LANGUAGE_HEAD, SCORE = "lm_head.weight", "score.weight"
 _LLADA = {
     "embed.embedding": "model.transformer.wte.weight",
     "final_norm.scale": "model.transformer.ln_f.weight",
@@ -31,7 +33,7 @@ _LLADA = {
 _LLAMA = {
     "embed.embedding": "model.embed_tokens.weight",
     "final_norm.scale": "model.norm.weight",
-    "head.kernel": "lm_head.weight",
+    "head.kernel": LANGUAGE_HEAD,
     "layers": "model.layers.{i}.",
     "attn_norm.scale": "input_layernorm.weight", "mlp_norm.scale": "post_attention_layernorm.weight",
     "q.kernel": "self_attn.q_proj.weight", "k.kernel": "self_attn.k_proj.weight",
@@ -154,6 +156,8 @@ def stored(config: ModelConfig, path: tuple[str, ...], shape: tuple[int, ...]) -
                       for i in range(shape[0]) for j in range(count))
     else:
         found = (names[part],)
+    if part == "head.kernel" and config.score_head:
+        found = (SCORE,)
     return Stored(found, stacked, shape[1] if experts else 0, layout, config.head_dim, tuple(theirs))
 
 

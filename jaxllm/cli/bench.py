@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxllm.config import ConfigError, nearest
 
-BENCHES = ("decode", "exact_match", "generate", "train")
+BENCHES = ("decode", "exact_match", "generate", "rl", "train")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +45,10 @@ def run(args: argparse.Namespace) -> int:
         from jaxllm.bench.generate import bench as bench_generate
 
         results = bench_generate(quick=args.quick)
+    elif args.name == "rl":
+        from jaxllm.bench.rl import bench as bench_rl
+
+        results = bench_rl(quick=args.quick)
     else:
         from jaxllm.bench.exact_match import study
 

@@ -37,27 +37,19 @@ def run(args: argparse.Namespace) -> int:
     overrides = list(args.overrides) + ([f"method={args.method}"] if args.method else [])
     config = load(DecodeConfig, None, overrides)
     check(args.batch_size >= 1, "--batch-size", args.batch_size, "must be at least 1")
-    texts = list(args.prompt) + (read_prompts(args.prompts) if args.prompts else [])
-    if not texts:
-        raise ConfigError("decode: give --prompt TEXT or --prompts FILE.jsonl")
+    texts = given_prompts("decode", args)
 
     import jax
     from rich.console import Console
 
-    from jaxllm.checkpoint import read_config
-    from jaxllm.data import load_tokenizer
     from jaxllm.diffusion import open_model, pad_prompts, shipped_model
     from jaxllm.diffusion.config import check_prompts, resolve
+    from jaxllm.generation import describe_model
 
     model_dir = Path(args.model) if args.model else shipped_model()
     # What can be wrong is found before the weights, which may take minutes, are read.
-    if not model_dir.is_dir():
-        raise ConfigError(f"{model_dir}: no such model directory")
-    described, tokenizer = read_config(model_dir), load_tokenizer(model_dir)
-    if args.chat:  # the template writes its own special tokens
-        encoded = [tokenizer.encode(t, add_special_tokens=False).ids for t in wrap_chat(model_dir, texts)]
-    else:
-        encoded = [tokenizer.encode(t).ids for t in texts]
+    described, tokenizer = describe_model(model_dir)
+    encoded = encode_prompts(model_dir, tokenizer, texts, args.chat)
     resolve(described, config)
     check_prompts(described, config, encoded)
     if args.report:
@@ -94,6 +86,21 @@ def run(args: argparse.Namespace) -> int:
         console.print(f"report: {args.report / 'decode.jsonl'}, {args.report / 'steps.jsonl'}, "
                       f"{args.report / 'decode.png'}")
     return 0
+
+
+def given_prompts(command: str, args: argparse.Namespace) -> list[str]:
+    """Texts of `--prompt` and of the file of `--prompts`; at least one."""
+    texts = list(args.prompt) + (read_prompts(args.prompts) if args.prompts else [])
+    if not texts:
+        raise ConfigError(f"{command}: give --prompt TEXT or --prompts FILE.jsonl")
+    return texts
+
+
+def encode_prompts(directory: Path, tokenizer: Any, texts: list[str], chat: bool) -> list[list[int]]:
+    """Token ids of each text, with `chat` as the user's turn of the model's template."""
+    if chat:  # the template writes its own special tokens
+        return [tokenizer.encode(t, add_special_tokens=False).ids for t in wrap_chat(directory, texts)]
+    return [tokenizer.encode(t).ids for t in texts]
 
 
 def read_prompts(path: Path) -> list[str]:

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jaxllm.cli.decode import read_prompts, wrap_chat
-from jaxllm.config import ConfigError, check, load
+from jaxllm.cli.decode import encode_prompts, given_prompts
+from jaxllm.config import check, load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,27 +58,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Generate, show, write."""
     config = load(GenerateConfig, None, args.overrides)
-    texts = list(args.prompt) + (read_prompts(args.prompts) if args.prompts else [])
-    if not texts:
-        raise ConfigError("generate: give --prompt TEXT or --prompts FILE.jsonl")
+    texts = given_prompts("generate", args)
     from rich.console import Console
     from rich.text import Text
 
-    from jaxllm.checkpoint import read_config
-    from jaxllm.data import load_tokenizer
-    from jaxllm.generation import Engine, EngineConfig, Request, Sampling, open_model
+    from jaxllm.generation import Engine, EngineConfig, Request, Sampling, describe_model, open_model, stop_ids
 
     # What can be wrong is found before the weights, which may take minutes, are read.
-    if not args.model.is_dir():
-        raise ConfigError(f"{args.model}: no such model directory")
     sampling = Sampling(config.temperature, config.top_k, config.top_p, config.min_p)
-    described, tokenizer = read_config(args.model), load_tokenizer(args.model)
-    if args.chat:  # the template writes its own special tokens
-        encoded = [tokenizer.encode(t, add_special_tokens=False).ids for t in wrap_chat(args.model, texts)]
-    else:
-        encoded = [tokenizer.encode(t).ids for t in texts]
+    described, tokenizer = describe_model(args.model)
+    encoded = encode_prompts(args.model, tokenizer, texts, args.chat)
     length = config.length or min(described.max_length, max(map(len, encoded)) + config.max_tokens)
-    stops = () if described.eos_id is None else (described.eos_id,)
+    stops = stop_ids(args.model, described, tokenizer)
     shape = EngineConfig(slots=min(config.slots, len(texts) * config.samples), length=length, stop_ids=stops)
     requests = [Request((i, j), ids, config.max_tokens, sampling, config.seed + i * config.samples + j, config.stop)
                 for i, ids in enumerate(encoded) for j in range(config.samples)]

@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": ("jaxllm.cli.generate", "sample from a causal model"),
     "serve": ("jaxllm.cli.serve", "serve a causal model over HTTP with OpenAI's interface"),
     "train": ("jaxllm.cli.train", "train a model from a config"),
+    "study": ("jaxllm.cli.study", "training runs as arms over seeds, with intervals"),
     "plan": ("jaxllm.cli.plan", "memory, traffic and roofline of a training run on devices you do not have"),
     "data": ("jaxllm.cli.data", "prepare: tokenise records once into a cache"),
     "convert": ("jaxllm.cli.convert", "convert a GGUF file or a Hugging Face directory"),

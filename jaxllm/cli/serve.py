@@ -9,7 +9,6 @@ import json
 import os
 import socket
 from pathlib import Path
-from typing import Any
 
 from jaxllm.config import ConfigError, check, load
 
@@ -58,14 +57,11 @@ def run(args: argparse.Namespace) -> int:
     except ImportError as err:
         raise ConfigError(f"serve: {err.name} is not installed; run launch/setup.sh --extra serve, or pip install "
                           "'jaxllm[serve]'") from None
-    from jaxllm.checkpoint import read_config
-    from jaxllm.data import load_chat_template, load_tokenizer
-    from jaxllm.generation import Engine, EngineConfig, open_model
+    from jaxllm.data import load_chat_template
+    from jaxllm.generation import Engine, EngineConfig, describe_model, open_model, stop_ids
 
     # What can be wrong is found before the weights, which may take minutes, are read.
-    if not args.model.is_dir():
-        raise ConfigError(f"{args.model}: no such model directory")
-    described, tokenizer = read_config(args.model), load_tokenizer(args.model)
+    described, tokenizer = describe_model(args.model)
     check(described.causal, "--model", str(args.model), "only causal models are served; decode others with jaxllm "
           "decode")
     length = config.length or min(2048, described.max_length)
@@ -73,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
     template = None
     with contextlib.suppress(ConfigError):  # base models have none, and chats are refused then
         template = load_chat_template(args.model)
-    ends = stop_ids(args.model, described, tokenizer, dict(template.special_tokens) if template else {})
-    shape = EngineConfig(slots=config.slots, length=length, chunk=config.chunk, stop_ids=ends)
+    shape = EngineConfig(slots=config.slots, length=length, chunk=config.chunk,
+                         stop_ids=stop_ids(args.model, described, tokenizer))
     name = args.name or args.model.resolve().name
     with listen(args.host, args.port) as server:
         params, model, _ = open_model(args.model, args.dtype)
@@ -108,15 +104,3 @@ def listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"--host {host} --port {port}: {os.strerror(err.errno or 0).lower()}; choose another --port, "
                           "or 0 for a free one") from None
     return server
-
-
-def stop_ids(directory: Path, described: Any, tokenizer: Any, special: dict[str, str]) -> tuple[int, ...]:
-    """Tokens that end an answer: of config.json, of generation_config.json, and the tokenizer's own."""
-    found = {described.eos_id, tokenizer.token_to_id(special.get("eos_token", ""))}
-    file = directory / "generation_config.json"
-    if file.is_file():
-        from jaxllm.files import read_json
-
-        value = read_json(file).get("eos_token_id")
-        found.update(value if isinstance(value, list) else [value])
-    return tuple(sorted(t for t in found if isinstance(t, int) and 0 <= t < described.vocab_size))

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jaxllm.config import build, settings, to_dict
+from jaxllm.config import build, check, settings, to_dict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from jaxllm import distributed
     from jaxllm.cli.main import report
+    from jaxllm.rl import RLConfig, train_policy
     from jaxllm.training import RunStopped, train
 
     run_dir = args.run_dir or Path("runs") / Path(args.config).stem
@@ -36,7 +37,10 @@ def run(args: argparse.Namespace) -> int:
         try:
             with distributed.Watchdog(config.distributed.watchdog_s, config.total_steps,
                                       exit_code=config.stop_exit_code) as watchdog:
-                train(config, objective, run_dir, resume=args.resume, on_step=watchdog.beat)
+                if isinstance(config, RLConfig):
+                    train_policy(config, run_dir, resume=args.resume, on_step=watchdog.beat)
+                else:
+                    train(config, objective, run_dir, resume=args.resume, on_step=watchdog.beat)
         except RunStopped as err:
             print(f"jaxllm: {err}", file=sys.stderr)
             return err.exit_code
@@ -45,11 +49,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def open_config(path: str, overrides: list[str]) -> tuple[Any, Any]:
-    """The typed config and the objective that fits its model: causal, or masked diffusion.
+def open_config(path: str, overrides: list[str], *, elsewhere: bool = False) -> tuple[Any, Any]:
+    """The typed config and the objective that fits its model: causal, masked diffusion, or preferences.
+
+    A config with `prompts` is one of reinforcement learning.
 
     `model: {preset: llada-8b, remat: full}` stands for the preset's fields with changes. Weights of a preset or of
-    `init_from` are held in float32 unless the config says otherwise.
+    `init_from` are held in float32 unless the config says otherwise. With `elsewhere` the run is for another machine:
+    an `init_from` that is not here is left to it, and the config's own model taken as it is.
     """
     from jaxllm.checkpoint import read_config
     from jaxllm.diffusion import DiffusionTrainConfig, diffusion_objective
@@ -57,13 +64,26 @@ def open_config(path: str, overrides: list[str]) -> tuple[Any, Any]:
     from jaxllm.training import TrainConfig, causal_objective
 
     data, source = settings(path, overrides)
-    if data.get("init_from") is not None:  # its model is the default, which the config may change
-        data, source = settings(path, overrides, {"model": _master(read_config(data["init_from"]))})
+    start = data.get("init_from")
+    absent = elsewhere and start is not None and not Path(start).exists()
+    check(not absent or bool({"preset", "vocab_size"} & set(data.get("model") or ())), "init_from", start,
+          "is not here; give the model too, such as model.preset=qwen3-8b, or another directory")
+    if start is not None and not absent:  # its model is the default, which the config may change
+        data, source = settings(path, overrides, {"model": _master(read_config(start))})
     model = data.get("model")
     if isinstance(model, dict) and "preset" in model:
         changes = {k: v for k, v in model.items() if k != "preset"}
         model = _master(preset(str(model["preset"]))) | changes
         data = {**data, "model": model}
+    if "prompts" in data:
+        from jaxllm.rl import RLConfig, rl_objective
+
+        config = build(RLConfig, data, source)
+        return config, rl_objective(config)
+    if isinstance(model, dict) and model.get("score_head") is True:
+        from jaxllm.rl import reward_run
+
+        return reward_run(data, source)
     if isinstance(model, dict) and model.get("causal") is True:
         config = build(TrainConfig, data, source)
         return config, causal_objective(config.model)
@@ -85,7 +105,8 @@ def summarize_run(run_dir: Path) -> None:
 
     records = read_jsonl(run_dir / "metrics.jsonl")
     rows = []
-    for name in ("train/loss", "train/accuracy", "validation/nll_per_token", "perf/tokens_per_s", "perf/mfu"):
+    for name in ("train/loss", "train/accuracy", "validation/nll_per_token", "rl/reward", "evaluation/pass_rate",
+                 "evaluation/greedy", "perf/tokens_per_s", "perf/mfu"):
         values = [r[name] for r in records if name in r and math.isfinite(r[name])]
         if values:
             best = min(values) if name.endswith(("loss", "nll_per_token")) else max(values)

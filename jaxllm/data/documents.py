@@ -19,6 +19,7 @@ from jaxllm.data.sources import BadRecords, Record, data_files, file_names, kind
 CHUNK = 512  # records tokenised together
 # Columns and their types; `tokens` is uint16 where the vocabulary allows it.
 COLUMNS = {"tokens": "<u4", "learned": "|u1", "ends": "<i8", "counts": "<i4", "lines": "<i8", "files": "<i4"}
+REJECTED = 2  # in the column `learned`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +27,11 @@ class Documents:
     """D documents of N tokens in all, without the EOS that ends one.
 
     Attributes:
-      kind: `text` (every token learned), `prompt` (prompt, then response) or `chat`.
+      kind: `text` (every token learned), `prompt` (prompt, then response), `chat` or `preference` (prompt, then the
+        chosen response, then the rejected one).
       tokens: unsigned `[N]`.
-      learned: uint8 `[N]`, 1 on tokens of the response or of assistant turns; empty for text.
+      learned: uint8 `[N]`, 1 on tokens of the response or of assistant turns, `REJECTED` on those of a rejected
+        response; empty for text.
       ends: int64 `[D]`, where each document ends in `tokens`.
       counts: int32 `[D]`, learned tokens of each document.
       lines: int64 `[D]`, line or row of the record, from 1.
@@ -59,6 +62,12 @@ class Documents:
     def lengths(self) -> np.ndarray:
         """int64 `[D]`: tokens of each document."""
         return np.diff(self.ends, prepend=0)
+
+    def split(self, index: int) -> tuple[list[int], list[int], list[int]]:
+        """Prompt, chosen and rejected tokens of a `preference` document."""
+        tokens, learned = self.piece(index)
+        prompt, chosen, rejected = (tokens[learned == part].tolist() for part in (0, 1, REJECTED))
+        return prompt, chosen, rejected
 
     def where(self, index: int) -> str:
         """File and line of a document."""
@@ -121,7 +130,7 @@ def write_documents(
             tokens, learned = found
             end += len(tokens)
             row = {"tokens": tokens, "learned": learned, "ends": [end], "lines": [record.line], "files": [record.file],
-                   "counts": [len(tokens) if kind == "text" else int(np.sum(learned))]}
+                   "counts": [len(tokens) if kind == "text" else int(np.count_nonzero(learned))]}
             for name, values in row.items():
                 sinks[name].write(np.asarray(values, types[name]).tobytes())
             bad.good += 1
@@ -157,7 +166,20 @@ def _encoder(kind: str, tokenizer: Tokenizer,
                 continue
             yield (ids, learned) if learned.any() else "no token of an assistant turn to learn"
 
-    encoders = {"text": text, "prompt": prompt, "chat": chat}
+    def preference(records: list[dict[str, Any]]) -> Iterator[Encoded]:
+        prompts = tokenizer.encode_batch([r["prompt"] for r in records])
+        better, worse = (tokenizer.encode_batch([r[name] for r in records], add_special_tokens=False)
+                         for name in ("chosen", "rejected"))
+        for asked, chosen, rejected in zip(prompts, better, worse, strict=True):
+            if chosen.ids == rejected.ids:
+                yield "chosen and rejected are the same tokens, which say nothing"
+            elif not chosen.ids or not rejected.ids:
+                yield f"{'rejected' if chosen.ids else 'chosen'} has no tokens"
+            else:
+                learned = [0] * len(asked.ids) + [1] * len(chosen.ids) + [REJECTED] * len(rejected.ids)
+                yield [*asked.ids, *chosen.ids, *rejected.ids], learned
+
+    encoders = {"text": text, "prompt": prompt, "chat": chat, "preference": preference}
     if kind not in encoders:
         raise ConfigError(f"records of kind {kind!r} are not known")
     return encoders[kind]

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from jaxllm.config import ConfigError, check
 from jaxllm.data.batch import Batch
 from jaxllm.data.chat import ChatTemplate, load_chat_template
-from jaxllm.data.documents import Documents, read_documents
+from jaxllm.data.documents import REJECTED, Documents, read_documents
 from jaxllm.data.mixture import Mixture
 from jaxllm.data.pack import PackedRows, Row, sft_problem, sft_row
 from jaxllm.data.prepare import is_cache, open_cache
@@ -56,9 +56,10 @@ class DataConfig:
       mixture: several sources with weights, in place of `path` and `task`.
       length: tokens of a row, T.
       response_length: EOS-filled response length of prompt and response records (masked-diffusion SFT),
-        None for one EOS.
-      batch_size: rows of a global batch, B.
-      pack: pack `text` and `messages` records into full rows; prompt and response records are never packed.
+        None for one EOS. Responses of preference records end in one EOS whatever it is.
+      batch_size: rows of a global batch, B. Of preference records row 2i is the chosen and row 2i + 1 the rejected
+        response to one prompt.
+      pack: pack `text` and `messages` records into full rows; other records are never packed.
       chat_template: tokenizer directory or `.jinja` file with the template of `messages` records; None
         takes the tokenizer's own.
       ignore_fields: fields of records to pass over, `*` for any; others that are not known are an error.
@@ -99,14 +100,14 @@ class DataConfig:
 
 
 class Rows(Protocol):
-    """Rows of a source by index: the arrays `[T]` of `Batch`."""
+    """Rows of a source by index: the arrays `[T]` of `Batch`; of a source of preferences, pairs of rows."""
 
     def __len__(self) -> int:
         """Number of rows."""
         ...
 
-    def __getitem__(self, index: int) -> Row:
-        """The `index`-th row."""
+    def __getitem__(self, index: int) -> Row | tuple[Row, Row]:
+        """The `index`-th row or pair."""
         ...
 
 
@@ -116,6 +117,8 @@ class Loader:
     So a resumed run needs only its step, and any number of processes sees the same global order: each
     asks `rows` for its part of the batch and makes no other.
     """
+
+    paired: bool  # rows 2i and 2i + 1 are the chosen and the rejected response to one prompt
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer, eos_id: int, seed: int,
                  tokenizer_path: str | Path | None = None) -> None:
@@ -138,13 +141,19 @@ class Loader:
         self.config = config
         self.bad: dict[str, BadRecords] = {}
         template = functools.cache(lambda: _template(config, tokenizer_path))
-        parts = []
+        parts, kinds = [], set[bool]()
         for number, source in enumerate(config.sources):
             rows = self._open(source, tokenizer, eos_id, template)
+            kinds.add(isinstance(rows, _Pairs))
             # Sources of one length must not be shuffled alike; a source alone keeps the run's own seed.
             mine = int(np.random.SeedSequence([seed, number]).generate_state(1)[0]) if config.mixture else seed
             parts.append(grain.MapDataset.source(rows).seed(mine).shuffle().repeat())
             parts[-1][0]  # a row that cannot be made is known now; and grain sets itself up in one thread
+        self.paired = kinds == {True}
+        check(len(kinds) == 1, "data.mixture", [s.path for s in config.sources],
+              "preference records come in pairs of rows and mix with their like only")
+        check(not self.paired or config.batch_size % 2 == 0, "data.batch_size", config.batch_size,
+              "preference records come in pairs of rows; must be even")
         self._draws = Mixture(parts, [s.weight for s in config.sources]) if config.mixture else parts[0]
 
     def __getitem__(self, step: int) -> Batch:
@@ -155,7 +164,12 @@ class Loader:
         """Rows `start` to `stop` of global batch `step`, numpy arrays `[stop - start, T]`; no other row is made."""
         b = self.config.batch_size
         check(0 <= start < stop <= b, "rows", (start, stop), f"must lie in 0..batch_size={b} and not be empty")
-        rows: list[Row] = [self._draws[int(step) * b + i] for i in range(start, stop)]
+        first, last = int(step) * b + start, int(step) * b + stop
+        if self.paired:
+            pairs = [self._draws[i] for i in range(first // 2, (last + 1) // 2)]
+            rows = [row for pair in pairs for row in pair][first % 2:][:last - first]
+        else:
+            rows = [self._draws[i] for i in range(first, last)]
         return Batch(**{name: np.stack([row[name] for row in rows]) for name in rows[0]})
 
     def batches(self, first: int, last: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
@@ -190,7 +204,8 @@ class Loader:
         else:
             documents, bad = read_documents(source.path, tokenizer, template, ignore=config.ignore_fields,
                                             max_bad_share=config.max_bad_share)
-        rows = _DocumentRows(documents, config, eos_id, bad)
+        made = _Pairs if documents.kind == "preference" else _DocumentRows
+        rows = made(documents, config, eos_id, bad)
         if bad.first:
             warnings.warn(f"{bad.summary()}; they are left out", stacklevel=3)
         self.bad[source.path] = bad
@@ -275,6 +290,33 @@ class _DocumentRows:
         return tokens, learned
 
 
+class _Pairs:
+    """Pairs of rows, chosen and rejected, of a file's preferences; a record of which one does not fit is bad."""
+
+    def __init__(self, documents: Documents, config: DataConfig, eos_id: int, bad: BadRecords) -> None:
+        self._documents, self._length, self._eos = documents, config.length, eos_id
+        starts = documents.ends - documents.lengths()
+        rejected = np.add.reduceat(documents.learned == REJECTED, starts, dtype=np.int64)
+        prompts = documents.lengths() - documents.counts
+        needed = prompts + np.maximum(documents.counts - rejected, rejected) + 1  # with EOS
+        for at in np.flatnonzero(needed > config.length).tolist():
+            bad.good -= 1
+            bad.add(documents.where(at),
+                    f"{needed[at]} tokens exceed the row length {config.length}; raise data.length")
+        bad.check(final=True)
+        self._kept = np.flatnonzero(needed <= config.length)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: Any) -> tuple[Row, Row]:
+        at = int(self._kept[int(index)])
+        prompt, chosen, rejected = self._documents.split(at)
+        better, worse = (sft_row(prompt, said, length=self._length, response_length=None, eos_id=self._eos,
+                                 name=self._documents.where(at)) for said in (chosen, rejected))
+        return better, worse
+
+
 class _TaskRows:
     """Rows of a task, made on access; as many as fit `CACHE_BYTES` are kept.
 
@@ -295,10 +337,14 @@ class _TaskRows:
         if index in self._made:
             return self._made[index]
         record = self._records[index]
+        response: list[int] = []
+        learned: list[bool] = []
+        for text, wanted in record.get("pieces") or ((record["response"], True),):
+            response += self._tokenizer.encode(text, add_special_tokens=False).ids
+            learned += [wanted] * (len(response) - len(learned))
         row = sft_row(
-            self._tokenizer.encode(record["prompt"]).ids,
-            self._tokenizer.encode(record["response"], add_special_tokens=False).ids, length=self._config.length,
-            response_length=self._config.response_length, eos_id=self._eos, name=f"record {index}")
+            self._tokenizer.encode(record["prompt"]).ids, response, length=self._config.length,
+            response_length=self._config.response_length, eos_id=self._eos, learned=learned, name=f"record {index}")
         if len(self._made) < self._limit:
             self._made[index] = row
         return row

@@ -15,13 +15,13 @@ Pieces = Callable[[int, int, int], tuple[Sequence[int] | np.ndarray, Sequence[fl
 
 def sft_row(
     prompt: Sequence[int], response: Sequence[int], *, length: int, response_length: int | None, eos_id: int,
-    pad_id: int | None = None, name: str = "example",
+    pad_id: int | None = None, learned: Sequence[bool] | None = None, name: str = "example",
 ) -> Row:
     """One prompt-masked row of `length` tokens.
 
     With `response_length` the response is filled with EOS up to that many tokens, which are learned
     (LLaDA's SFT form: the model learns where to end). Without, one EOS ends it. The rest is padding
-    of segment 0.
+    of segment 0. `learned` says which tokens of the response are learned, None for all; the end always is.
 
     Raises:
       ConfigError: prompt and response do not fit; nothing is cut in silence.
@@ -36,6 +36,8 @@ def sft_row(
     row = _empty(length, eos_id if pad_id is None else pad_id)
     row["tokens"][:used] = [*prompt, *answer]
     row["loss_weights"][len(prompt):used] = 1.0
+    if learned is not None:
+        row["loss_weights"][len(prompt):len(prompt) + len(response)] = learned
     row["segment_ids"][:used] = 1
     row["positions"][:used] = np.arange(used)
     return row

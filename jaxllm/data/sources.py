@@ -17,7 +17,8 @@ from jaxllm.data.tasks import Task
 
 # Kind of record -> fields it must have, fields it may have.
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "text": (("text",), ()), "prompt": (("prompt", "response"), ()), "chat": (("messages",), ("tools",))}
+    "text": (("text",), ()), "prompt": (("prompt", "response"), ()), "chat": (("messages",), ("tools",)),
+    "preference": (("prompt", "chosen", "rejected"), ())}
 SUFFIXES = (".jsonl", ".parquet")
 BATCH = 1024  # rows read at once
 SHOWN = 5  # bad records that an error lists
@@ -35,9 +36,9 @@ class TaskSource:
         return self._size
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Prompt and response of example `index`."""
+        """Prompt, response and its pieces, if any, of example `index`."""
         example = self._task.example(int(index))
-        return {"prompt": example.prompt, "response": example.response}
+        return {"prompt": example.prompt, "response": example.response, "pieces": example.pieces}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,7 +167,7 @@ def read_records(path: str | Path, advance: Callable[[int], None] = lambda _: No
 
 
 def kind_of(fields: Any) -> str | None:
-    """`text`, `prompt` or `chat` by the fields that are there; None for neither."""
+    """The key of `KINDS` by the fields that are there; None for none."""
     if not isinstance(fields, dict):
         return None
     return next((kind for kind, (needed, _) in KINDS.items() if set(needed) <= fields.keys()), None)
@@ -177,7 +178,7 @@ def problem_of(fields: Any, kind: str | None, ignore: Collection[str]) -> str | 
     mine = kind_of(fields)
     if mine is None:
         found = sorted(fields) if isinstance(fields, dict) else type(fields).__name__
-        return f"a record needs text, prompt and response, or messages; found {found}"
+        return f"a record needs text, prompt and response, messages, or prompt, chosen and rejected; found {found}"
     if kind is not None and mine != kind:
         return f"{mine} and {kind} records are mixed; use one kind"
     needed, optional = KINDS[mine]
@@ -193,8 +194,11 @@ def problem_of(fields: Any, kind: str | None, ignore: Collection[str]) -> str | 
             return f"{name} must be text, found {type(fields[name]).__name__}"
         if not is_encodable(fields[name]):
             return f"{name} holds half a surrogate pair, which is no character"
-    if not fields[needed[-1]].strip():
-        return f"{needed[-1]} is empty"
+    for name in needed[1:] or needed:
+        if not fields[name].strip():
+            return f"{name} is empty"
+    if mine == "preference" and fields["chosen"] == fields["rejected"]:
+        return "chosen and rejected are the same text, which says nothing"
     return None
 
 

@@ -7,22 +7,22 @@ decodes until a number of steps is done or a slot is free that somebody waits fo
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-import functools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
-from jax import lax
+from jax.sharding import Mesh
 
 from jaxllm.config import ConfigError, check
-from jaxllm.generation.forward import next_logits, read_prompts
-from jaxllm.generation.sampling import Rows, Sampling, sample
-from jaxllm.models import LayerCache, ModelConfig, unstack
-from jaxllm.models.layers import dtype_of
+from jaxllm.generation.loading import place_weights
+from jaxllm.generation.sampling import Rows, Sampling
+from jaxllm.generation.slots import Arrivals, admit, advance, clear, empty_slots
+from jaxllm.models import ModelConfig, unstack
+from jaxllm.parallel import on_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +32,14 @@ class EngineConfig:
     Attributes:
       slots: requests decoded at a time, S.
       length: longest prompt and answer together, in tokens, N.
-      chunk: most decode steps between two looks of the host: the grain of streaming, stop strings and new weights.
+      chunk: most decode steps between two looks of the host: the grain of streaming, stop strings and new weights, and
+        the longest that a request waits while a slot is free.
+      refill: where requests wait and slots run, decoding goes on until this many have finished, or a chunk is over, and
+        the waiting are let in together: reading prompts holds up all slots, and reading few costs a pass over the
+        weights as reading many does. None for an eighth of the slots.
       prompt_bucket: prompts are padded to this length or twice, four times... as much; a program is compiled for each.
+      read_tokens: most prompt tokens read in one pass, padding included, which bounds its memory; a prompt that is longer
+        is read alone.
       stop_ids: tokens that end an answer (they belong to it).
       keep_routes: give back the experts that a mixture took for each token.
     """
@@ -41,13 +47,17 @@ class EngineConfig:
     slots: int = 32
     length: int = 1024
     chunk: int = 32
+    refill: int | None = None
     prompt_bucket: int = 64
+    read_tokens: int = 4096
     stop_ids: tuple[int, ...] = ()
     keep_routes: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("slots", "length", "chunk", "prompt_bucket"):
+        for name in ("slots", "length", "chunk", "prompt_bucket", "read_tokens"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        check(self.refill is None or 1 <= self.refill <= self.slots, "refill", self.refill,
+              f"must lie in 1..slots={self.slots}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,136 +106,6 @@ class Completion:
     routes: np.ndarray | None = None
 
 
-@struct.dataclass
-class Slots:
-    """State of S slots with caches of N columns. `ends` is the length at which a slot's row is full."""
-
-    caches: tuple[LayerCache, ...]
-    held: jax.Array  # bool [S, N]
-    column: jax.Array  # int32
-    tokens: jax.Array  # int32 [S, N], by position
-    logprobs: jax.Array  # float32 [S, N]
-    versions: jax.Array  # int32 [S, N]
-    lengths: jax.Array  # int32 [S], tokens known
-    ends: jax.Array  # int32 [S]
-    running: jax.Array  # bool [S]
-    stoppable: jax.Array  # bool [S]
-    keys: jax.Array  # key [S]
-    sampling: Rows
-    routes: jax.Array | None  # int32 [L, S, N, k]
-
-
-def empty_slots(model: ModelConfig, config: EngineConfig) -> Slots:
-    """No slot running."""
-    s, n = config.slots, config.length
-
-    def cache() -> jax.Array:
-        return jnp.zeros((s, model.num_kv_heads, n, model.head_dim), dtype_of(model.activation_dtype))
-
-    def ints() -> jax.Array:
-        return jnp.zeros(s, jnp.int32)
-
-    routes = None
-    if config.keep_routes:
-        routes = jnp.full((model.num_layers, s, n, model.experts_per_token), -1, jnp.int32)
-    return Slots(
-        caches=tuple(LayerCache(cache(), cache()) for _ in range(model.num_layers)), held=jnp.zeros((s, n), bool),
-        column=jnp.zeros((), jnp.int32), tokens=jnp.zeros((s, n), jnp.int32), logprobs=jnp.zeros((s, n), jnp.float32),
-        versions=jnp.zeros((s, n), jnp.int32), lengths=ints(), ends=ints(), running=jnp.zeros(s, bool),
-        stoppable=jnp.zeros(s, bool), keys=jax.random.split(jax.random.key(0), s),
-        sampling=Rows(temperature=jnp.zeros(s), top_k=ints(), top_p=jnp.ones(s), min_p=jnp.zeros(s)), routes=routes)
-
-
-@struct.dataclass
-class Arrivals:
-    """M requests for slots `slots` `[M]` (those outside 0..S-1 are padding), whose prompts are rows `source` `[M]`."""
-
-    slots: jax.Array
-    source: jax.Array
-    ends: jax.Array
-    stoppable: jax.Array
-    seeds: jax.Array  # uint32 [M]
-    sampling: Rows
-
-
-@functools.partial(jax.jit, static_argnames=("model",), donate_argnames=("state",))
-def admit(params: Any, state: Slots, prompts: jax.Array, lengths: jax.Array, new: Arrivals, *,
-          model: ModelConfig) -> Slots:
-    """Slots with the arrivals in them; prompts `[R, P]` of `lengths` `[R]` are read up to their last token.
-
-    That one is read by the first decode step, which draws the first token of the answer.
-    """
-    n = state.tokens.shape[1]
-    read = lengths - 1
-    caches, routes = read_prompts(params, model, prompts, read)
-    rows, count = new.source, read[new.source]
-
-    def by_column(x: jax.Array, fill: Any = 0) -> jax.Array:
-        """`[M, ..., P, K]` in N columns such that the last row read lies just before the ring's next column."""
-        wide = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, n - x.shape[-2]), (0, 0)], constant_values=fill)
-        return jax.vmap(lambda row, shift: jnp.roll(row, shift, axis=-2))(wide, state.column - count)
-
-    def put(buffer: jax.Array, values: jax.Array) -> jax.Array:
-        return buffer.at[new.slots].set(values.astype(buffer.dtype), mode="drop")
-
-    def place(old: LayerCache, fresh: LayerCache) -> LayerCache:
-        return LayerCache(put(old.k, by_column(fresh.k[rows])), put(old.v, by_column(fresh.v[rows])))
-
-    held = by_column((jnp.arange(prompts.shape[1]) < count[:, None])[..., None])[..., 0]
-    tokens = jnp.pad(prompts, ((0, 0), (0, n - prompts.shape[1])))[rows]
-    kept = state.routes
-    if kept is not None and routes is not None:
-        wide = jnp.pad(routes, ((0, 0), (0, 0), (0, n - routes.shape[2]), (0, 0)), constant_values=-1)
-        kept = kept.at[:, new.slots].set(wide[:, rows], mode="drop")
-    return dataclasses.replace(
-        state, caches=tuple(place(old, fresh) for old, fresh in zip(state.caches, caches, strict=True)),
-        held=put(state.held, held), tokens=put(state.tokens, tokens), lengths=put(state.lengths, lengths[rows]),
-        ends=put(state.ends, new.ends), running=put(state.running, jnp.ones_like(new.stoppable)),
-        stoppable=put(state.stoppable, new.stoppable),
-        keys=state.keys.at[new.slots].set(jax.vmap(jax.random.key)(new.seeds), mode="drop"),
-        sampling=jax.tree.map(put, state.sampling, new.sampling), routes=kept)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "stop_ids"), donate_argnames=("state",))
-def advance(params: Any, state: Slots, steps: jax.Array, awaited: jax.Array, version: jax.Array, *,
-            model: ModelConfig, stop_ids: tuple[int, ...]) -> Slots:
-    """Decode up to `steps` tokens of every running slot, on the device.
-
-    Ends before that when none is left, and when one has finished although `awaited` says that requests wait.
-    """
-    n, index = state.tokens.shape[1], jnp.arange(state.tokens.shape[0])
-    begun = state.running
-
-    def go_on(carry: tuple[jax.Array, Slots]) -> jax.Array:
-        step, slots = carry
-        finished = jnp.any(begun & ~slots.running)
-        return (step < steps) & jnp.any(slots.running) & ~(awaited & finished)
-
-    def step(carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
-        done, s = carry
-        last = jnp.maximum(s.lengths - 1, 0)
-        held = lax.dynamic_update_slice_in_dim(s.held, s.running[:, None], s.column, 1)
-        logits, caches, ids = next_logits(params, model, s.tokens[index, last], last, s.caches, held, s.column,
-                                          s.running)
-        drawn, logprob = sample(logits, jax.vmap(jax.random.fold_in)(s.keys, s.lengths), s.sampling)
-        place = jnp.where(s.running, s.lengths, n)  # past the end, where `drop` applies
-
-        def put(buffer: jax.Array, values: jax.Array) -> jax.Array:
-            return buffer.at[index, place].set(values, mode="drop")
-
-        lengths = s.lengths + s.running
-        stopped = s.stoppable & jnp.isin(drawn, jnp.array(stop_ids, jnp.int32))
-        routes = s.routes
-        if routes is not None and ids is not None:
-            routes = routes.at[:, index, jnp.where(s.running, last, n)].set(ids, mode="drop")
-        return done + 1, dataclasses.replace(
-            s, caches=caches, held=held, column=(s.column + 1) % n, tokens=put(s.tokens, drawn),
-            logprobs=put(s.logprobs, logprob), versions=put(s.versions, jnp.broadcast_to(version, index.shape)),
-            lengths=lengths, running=s.running & ~stopped & (lengths < s.ends), routes=routes)
-
-    return lax.while_loop(go_on, step, (jnp.zeros((), jnp.int32), state))[1]
-
-
 class Engine:
     """Requests in, completions out.
 
@@ -233,7 +113,7 @@ class Engine:
     """
 
     def __init__(self, params: Any, model: ModelConfig, config: EngineConfig, *, tokenizer: Any = None,
-                 version: int = 0) -> None:
+                 version: int = 0, mesh: Mesh | None = None) -> None:
         """An empty engine.
 
         Args:
@@ -242,27 +122,51 @@ class Engine:
           config: shape.
           tokenizer: for requests with stop texts.
           version: of the weights.
+          mesh: devices that the weights are brought to and that everything runs on, split over its `tensor` axis. Then
+            no others are used but to read the weights given to `update`. By default the engine runs where its weights
+            lie.
+
+        Raises:
+          ConfigError: a bidirectional model, a length beyond the model's, or a mesh that splits anything but `tensor`.
         """
         check(model.causal, "model.causal", model.causal, "token after token needs a causal model; decode others with "
               "jaxllm decode")
         check(config.length <= model.max_length, "length", config.length, f"the model reads {model.max_length} tokens")
         check(not config.keep_routes or model.num_experts > 0, "keep_routes", True, "a dense model has no experts")
-        self.model, self.config, self._tokenizer = model, config, tokenizer
+        for axis, size in {} if mesh is None else mesh.shape.items():
+            check(axis == "tensor" or size == 1, f"mesh.{axis}", size, "an engine's mesh splits over tensor alone")
+        self.model, self.config, self._tokenizer, self._mesh = model, config, tokenizer, mesh
         self._waiting: collections.deque[Request] = collections.deque()
         self._active: dict[int, Request] = {}
         self._checked: dict[int, int] = {}  # answer tokens already searched for stop texts
-        self._state = empty_slots(model, config)
+        with self._context():
+            self._state = empty_slots(model, config.slots, config.length, routes=config.keep_routes, mesh=mesh)
         self.update(params, version)
 
     def update(self, params: Any, version: int) -> None:
         """Draw from these weights from the next step on; caches stay as they are.
 
-        Stacked parameters, as a trainer has them, are copied: its next step may donate them. Unstacked ones are not.
+        Stacked parameters, as a trainer has them, are copied: its next step may donate them. Unstacked ones are not
+        unless the engine has a mesh: to its devices all are copied.
         """
-        if not isinstance(params["layers"], tuple):
+        if self._mesh is not None:
+            params = place_weights(params, self.model, self._mesh)
+        elif not isinstance(params["layers"], tuple):
             rest = {name: part for name, part in params.items() if name != "layers"}
             params = {**unstack(params, self.model), **jax.tree.map(jnp.copy, rest)}
         self._params, self.version = params, version
+
+    def reset(self) -> None:
+        """Forget all that has run: what follows is bit for bit what a new engine with these weights would give.
+
+        Raises:
+          ConfigError: requests wait or run.
+        """
+        count = len(self._waiting) + len(self._active)
+        if count:
+            raise ConfigError(f"reset: {count} requests are open; run them to their end or cancel them first")
+        with self._context():
+            self._state = clear(self._state, mesh=self._mesh)
 
     def submit(self, request: Request) -> None:
         """Queue a request.
@@ -313,9 +217,12 @@ class Engine:
         self._admit()
         if not self._active:
             return []
-        self._state = advance(self._params, self._state, jnp.int32(steps or self.config.chunk),
-                              jnp.asarray(bool(self._waiting)), jnp.int32(self.version), model=self.model,
-                              stop_ids=self.config.stop_ids)
+        # Scalars as numpy has them: those of jax.numpy would first be put on the default device, which may be a
+        # trainer's.
+        with self._context():
+            self._state = advance(self._params, self._state, np.int32(steps or self.config.chunk),
+                                  np.int32(self._worth_a_stop()), np.int32(self.version), model=self.model,
+                                  stop_ids=self.config.stop_ids, mesh=self._mesh)
         running, lengths, tokens = (np.asarray(x) for x in (self._state.running, self._state.lengths,
                                                            self._state.tokens))
         ended = {}
@@ -338,8 +245,17 @@ class Engine:
             found.update({c.id: c for c in self.step()})
         return [found[r.id] for r in requests]
 
+    def _context(self) -> contextlib.AbstractContextManager[None]:
+        """Its own mesh, if it has one, in place of the caller's."""
+        return contextlib.nullcontext() if self._mesh is None else on_mesh(self._mesh)
+
     def _end(self, request: Request) -> int:
         return min(len(request.prompt) + request.max_tokens, self.config.length)
+
+    def _worth_a_stop(self) -> int:
+        """Finished slots at which decoding stops for those that wait; more than there are when nobody does."""
+        refill = self.config.refill or max(1, self.config.slots // 8)
+        return min(refill, len(self._waiting)) or self.config.slots + 1
 
     def _admit(self) -> None:
         free = [slot for slot in range(self.config.slots) if slot not in self._active]
@@ -349,7 +265,13 @@ class Engine:
         for slot, request in zip(free, taken, strict=False):
             groups.setdefault(self._bucket(len(request.prompt)), []).append((slot, request))
         for width, group in sorted(groups.items()):
-            self._admit_group(width, group)
+            distinct: dict[tuple[int, ...], list[tuple[int, Request]]] = {}
+            for slot, request in group:
+                distinct.setdefault(tuple(request.prompt), []).append((slot, request))
+            prompts, start = list(distinct.items()), 0
+            for size in _parts(len(prompts), width, self.config.read_tokens):
+                self._admit_group(width, size, dict(prompts[start:start + size]))
+                start += size
 
     def _bucket(self, length: int) -> int:
         width = self.config.prompt_bucket
@@ -357,14 +279,15 @@ class Engine:
             width *= 2
         return min(width, self.config.length)
 
-    def _admit_group(self, width: int, group: list[tuple[int, Request]]) -> None:
-        distinct: dict[tuple[int, ...], int] = {}
-        source = [distinct.setdefault(tuple(r.prompt), len(distinct)) for _, r in group]
-        rows, count = _round_up(len(distinct)), _round_up(len(group))
+    def _admit_group(self, width: int, rows: int, asked: dict[tuple[int, ...], list[tuple[int, Request]]]) -> None:
+        """Slots and requests by prompt, read together in `rows` rows."""
+        group, source = [], []
         prompts, lengths = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
-        for prompt, row in distinct.items():
+        for row, (prompt, requests) in enumerate(asked.items()):
             prompts[row, :len(prompt)], lengths[row] = prompt, len(prompt)
-        pad = count - len(group)
+            group += requests
+            source += [row] * len(requests)
+        pad = _round_up(len(group)) - len(group)
 
         def column(values: Iterable[Any], fill: Any, dtype: Any) -> np.ndarray:
             return np.array([*values, *[fill] * pad], dtype)
@@ -380,7 +303,9 @@ class Engine:
                           top_k=column((s.top_k for s in rules), 0, np.int32),  # type: ignore[arg-type]
                           top_p=column((s.top_p for s in rules), 1, np.float32),  # type: ignore[arg-type]
                           min_p=column((s.min_p for s in rules), 0, np.float32)))  # type: ignore[arg-type]
-        self._state = admit(self._params, self._state, prompts, lengths, arrivals, model=self.model)
+        with self._context():
+            self._state = admit(self._params, self._state, prompts, lengths, arrivals, model=self.model,
+                                mesh=self._mesh)
         self._active.update(dict(group))
 
     def _find_stop_texts(self, tokens: np.ndarray, lengths: np.ndarray) -> dict[int, int]:
@@ -410,13 +335,34 @@ class Engine:
             self._checked.pop(slot, None)
             n = len(request.prompt)
             end = int(lengths[slot]) if cut is None or slot not in cut else n + cut[slot]
-            routes = None if s.routes is None else np.asarray(s.routes[:, slot, :end - 1])
+            # Cut on the host: a slice on the device would be a program for each length.
+            routes = None if s.routes is None else np.asarray(s.routes[:, slot])[:, :end - 1]
             out.append(Completion(request.id, tuple(request.prompt), tokens[slot, n:end].copy(),
                                   logprobs[slot, n:end].copy(), versions[slot, n:end].copy(), reason, routes))
-        stopped = np.asarray(s.running).copy()
-        stopped[list(ended)] = False
-        self._state = dataclasses.replace(s, running=jnp.asarray(stopped))
+        running = np.asarray(s.running).copy()
+        if running[list(ended)].any():  # cancelled, or cut at a stop text
+            running[list(ended)] = False
+            self._state = dataclasses.replace(s, running=jax.device_put(running, s.running.sharding))
         return out
+
+
+# Padding below this many tokens costs less than one more pass over the weights.
+_PASS_TOKENS = 128
+
+
+def _parts(count: int, width: int, most: int) -> list[int]:
+    """Rows of the passes in which `count` prompts padded to `width` are read: powers of two, hence few programs.
+
+    No pass takes more than `most` tokens, unless by one row.
+    """
+    most = max(1, most // width)
+    limit, parts = 1 << most.bit_length() - 1, []
+    while count > 0:
+        above = _round_up(count)
+        padded = above <= limit and (above - count) * width < _PASS_TOKENS
+        parts.append(above if padded else min(limit, above if above == count else above // 2))
+        count -= parts[-1]
+    return parts
 
 
 def _round_up(n: int) -> int:

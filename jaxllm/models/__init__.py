@@ -8,7 +8,7 @@ Qwen3-MoE, LLaDA-MoE. Not here: dropout, layers of different kinds in one model.
 
 from jaxllm.models.api import abstract, apply, init, logical_axes
 from jaxllm.models.cache import KVCache, empty_cache
-from jaxllm.models.config import ModelConfig, with_lora
+from jaxllm.models.config import ModelConfig, with_lora, with_score_head
 from jaxllm.models.lora import TARGETS as LORA_TARGETS
 from jaxllm.models.lora import LoraConfig, join_adapters, merge_adapters, split_adapters
 from jaxllm.models.moe import RouterStats
@@ -17,4 +17,4 @@ from jaxllm.models.unrolled import LayerCache, unstack
 
 __all__ = ["LORA_TARGETS", "KVCache", "LayerCache", "LoraConfig", "ModelConfig", "Output", "RouterStats", "abstract",
            "apply", "empty_cache", "init", "join_adapters", "logical_axes", "merge_adapters", "split_adapters",
-           "unstack", "with_lora"]
+           "unstack", "with_lora", "with_score_head"]

@@ -165,22 +165,22 @@ def with_head(fn: Callable[..., T], params: Params, config: ModelConfig, hidden:
       hidden: `[B, T, D]`, normalised.
       targets: `[B, T]`.
     """
-    kernel = params["embed"]["embedding"] if config.tie_embeddings else params["head"]["kernel"]
+    kernel = params["embed"]["embedding"] if config.tied_head else params["head"]["kernel"]
 
     def local(kernel: jax.Array, hidden: jax.Array, targets: jax.Array) -> T:
         if cut:
             kernel = gather_weights(kernel, cut, dim, dtype_of(config.head_dtype))
-        matrix = kernel.T if config.tie_embeddings else kernel
+        matrix = kernel.T if config.tied_head else kernel
         return fn(lambda h: head(config, h, matrix), hidden, targets)
 
-    dim, cut = int(config.tie_embeddings), ()
+    dim, cut = int(config.tied_head), ()
     if active_mesh() is None:
         return local(kernel, hidden, targets)
     rows = active_spec(("batch", "length"), targets.shape)
     manual = {axis for part in rows for axis in axes_of(part)}
     if not manual:
         return local(kernel, hidden, targets)
-    embed, vocab = active_spec(("embed", "vocab"), (config.d_model, config.vocab_size))
+    embed, vocab = active_spec(("embed", "vocab"), (config.d_model, config.head_width))
     if vocab is None:  # else the compiler gathers it, since a gather by hand would gather the vocabulary too
         cut = tuple(axis for axis in axes_of(embed) if axis in manual)
     split: list[Any] = [None, None]

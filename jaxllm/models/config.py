@@ -65,6 +65,7 @@ class ModelConfig:
       qkv_bias: biases on q, k, v (Qwen2, Dream).
       qk_norm: RMSNorm per head on q and k before RoPE (Qwen3, LLaDA-MoE).
       tie_embeddings: the head is the transposed embedding.
+      score_head: the head is one column `[D, 1]`, zero at first and never tied: a reward model.
       shift_logits: row i - 1 predicts token i also in a bidirectional model (Dream).
       weight_dtype: dtype in which parameters are held.
       activation_dtype: dtype of matmuls and the residual stream; logits are always float32.
@@ -102,6 +103,7 @@ class ModelConfig:
     qkv_bias: bool = False
     qk_norm: bool = False
     tie_embeddings: bool = False
+    score_head: bool = False
     shift_logits: bool = False
     weight_dtype: DType = "float32"
     activation_dtype: DType = "float32"
@@ -131,10 +133,22 @@ class ModelConfig:
               f"must divide num_heads={self.num_heads}")
         check(self.head_dim % 2 == 0, "head_dim", self.head_dim, "must be even for rotary positions")
         self._check_experts()
+        check(not self.score_head or self.lora is None, "lora", self.lora, "adapters alone are trained, and a score "
+              "head must be; leave lora out of a model with score_head")
         for name in ("mask_id", "eos_id", "pad_id", "bos_id"):
             value = getattr(self, name)
             check(value is None or 0 <= value < self.vocab_size, name, value,
                   f"must lie inside the vocabulary 0..{self.vocab_size - 1}")
+
+    @property
+    def head_width(self) -> int:
+        """Columns of the head: the vocabulary, or 1."""
+        return 1 if self.score_head else self.vocab_size
+
+    @property
+    def tied_head(self) -> bool:
+        """Whether the head is the transposed embedding."""
+        return self.tie_embeddings and not self.score_head
 
     @property
     def mask(self) -> int:
@@ -189,9 +203,20 @@ class ModelConfig:
         biases = k * (self.num_heads + 2 * self.num_kv_heads) if self.qkv_bias else 0
         norms = 2 * d + (2 * k if self.qk_norm else 0)
         layer = self._attention() + biases + norms + self._mlp(experts)
-        return self.num_layers * layer + self.vocab_size * d * (1 if self.tie_embeddings else 2) + d
+        head = 0 if self.tied_head else self.head_width * d
+        return self.num_layers * layer + self.vocab_size * d + head + d
 
 
 def with_lora(config: ModelConfig, lora: LoraConfig | None) -> ModelConfig:
     """The same model with other adapters, or without."""
     return dataclasses.replace(config, lora=lora)
+
+
+def with_score_head(config: ModelConfig) -> ModelConfig:
+    """The same transformer with a score head, and without a `pad_id` that is its `eos_id`.
+
+    `transformers` reads a score at the last token that is not `pad_token_id`; with the two alike it would miss the EOS
+    at which scores are read here, and say nothing.
+    """
+    pad = None if config.pad_id == config.eos_id else config.pad_id
+    return dataclasses.replace(config, score_head=True, pad_id=pad)

@@ -21,7 +21,7 @@ class Output:
     """Result of a forward pass.
 
     Attributes:
-      logits: `[B, T, V]` float32, or None when the head was not asked for.
+      logits: `[B, T, V]` float32, `[B, T, 1]` of a score head, or None when the head was not asked for.
       hidden: `[B, T, D]` after the final norm, activation dtype.
       cache: the updated cache, or None when none was given.
       aux: what routing did in each layer of a mixture of experts: load `[L, E]`, balance `[L]`, z `[L]`, ids
@@ -78,7 +78,9 @@ class Transformer(nn.Module):
                        metadata_params={nn.PARTITION_NAME: "layers"})
         self.layers = scan(c)
         self.final_norm = RMSNorm(c.d_model, "norm", c.rms_norm_eps, w)
-        if not c.tie_embeddings:
+        if c.score_head:
+            self.head = _Table((c.d_model, 1), ("embed", None), nn.initializers.zeros, w, leaf="kernel")
+        elif not c.tie_embeddings:
             self.head = _Table((c.d_model, c.vocab_size), ("embed", "vocab"),
                                nn.initializers.normal(stddev=c.d_model**-0.5), w, leaf="kernel")
 
@@ -95,7 +97,7 @@ class Transformer(nn.Module):
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Float32 logits `[..., V]` of normalised hidden states `[..., D]`."""
-        return unembed(self.config, hidden, self.embed().T if self.config.tie_embeddings else self.head())
+        return unembed(self.config, hidden, self.embed().T if self.config.tied_head else self.head())
 
     def __call__(
         self, tokens: jax.Array, positions: jax.Array, mask: jax.Array | None, cache: KVCache | None,
@@ -119,7 +121,7 @@ class _Table(nn.Module):
     """A bare matrix parameter, one declaration for shape, axes and init."""
 
     shape: tuple[int, int]
-    axes: tuple[str, str]
+    axes: tuple[str | None, ...]
     initializer: nn.initializers.Initializer
     weight_dtype: jnp.dtype
     leaf: str = "embedding"

@@ -10,6 +10,10 @@ import numpy as np
 from jaxllm.config import ConfigError, check
 
 
+class AllSolved(ConfigError):
+    """No prompt is left to ask."""
+
+
 @dataclasses.dataclass
 class Curriculum:
     """Prompts 0..size-1 by epochs, with No-Positive-Resampling (ScaleRL, arXiv 2510.13786).
@@ -40,7 +44,7 @@ class Curriculum:
         """The next `count` prompts.
 
         Raises:
-          ConfigError: every prompt is solved.
+          AllSolved: every prompt is solved.
         """
         drawn: list[int] = []
         order = self._order()
@@ -49,7 +53,7 @@ class Curriculum:
                 self.epoch, self.cursor = self.epoch + 1, 0
                 order = self._order()
                 if not any(map(self._wanted, range(self.size))):
-                    raise ConfigError(f"solved={self.solved}: all {self.size} prompts have reached this pass rate; add "
+                    raise AllSolved(f"solved={self.solved}: all {self.size} prompts have reached this pass rate; add "
                                       "harder prompts, or end the run here")
             prompt = int(order[self.cursor])
             self.cursor += 1

@@ -44,23 +44,49 @@ class RolloutConfig:
 
     Attributes:
       samples: episodes a prompt, G.
-      max_tokens: of a response; with `thinking` its own figures hold.
+      max_tokens: of a response, the environment's among them; with `thinking` its own figures hold.
       sampling: top-k, top-p and min-p stay off: the trainer's distribution knows nothing of them.
       thinking: None for responses in one piece.
+      pauses: tokens after which the environment has the word; stop tokens of the engine, which others end an episode.
+      measure: the episodes are for measuring only, so that any `sampling` will do.
     """
 
     samples: int = 16
     max_tokens: int = 1024
     sampling: Sampling = Sampling()
     thinking: Thinking | None = None
+    pauses: tuple[int, ...] = ()
+    measure: bool = False
 
     def __post_init__(self) -> None:
         for name in ("samples", "max_tokens"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        if self.measure:
+            return
         cut = self.sampling.top_k or self.sampling.top_p < 1 or self.sampling.min_p
         check(not cut, "sampling", self.sampling,
               "policy gradients need the whole distribution: top_k=0 top_p=1 min_p=0")
         check(self.sampling.temperature > 0, "temperature", self.sampling.temperature, "must be above 0")
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a response may have."""
+        thinking = self.thinking
+        return self.max_tokens if thinking is None else thinking.budget[1] + len(thinking.phrase) + thinking.answer
+
+
+# What the environment writes after a pause; None ends the episode.
+Reply = Callable[[Episode], "Sequence[int] | None"]
+
+
+@dataclasses.dataclass
+class _Open:
+    """An episode under way; `limit` tokens of response may be there before something else happens."""
+
+    episode: Episode
+    seed: int
+    limit: int
+    thinking: bool
 
 
 class Rollouts:
@@ -70,10 +96,10 @@ class Rollouts:
     (prompt's id, sample).
     """
 
-    def __init__(self, engine: Engine, config: RolloutConfig) -> None:
-        """Nothing is under way; `engine` must not be used by others meanwhile."""
-        self.engine, self.config = engine, config
-        self._open: dict[Any, tuple[Episode, int, int]] = {}  # episode, seed, thinking budget
+    def __init__(self, engine: Engine, config: RolloutConfig, reply: Reply | None = None) -> None:
+        """Nothing is under way; `engine` must not be used by others meanwhile. `reply` is asked after `pauses`."""
+        self.engine, self.config, self._reply = engine, config, reply
+        self._open: dict[Any, _Open] = {}
 
     @property
     def under_way(self) -> int:
@@ -86,18 +112,16 @@ class Rollouts:
         Raises:
           ConfigError: the engine refuses the prompt, or prompt and response do not fit its length.
         """
-        thinking, longest = self.config.thinking, self.config.max_tokens
-        if thinking is not None:
-            longest = thinking.budget[1] + len(thinking.phrase) + thinking.answer
+        thinking, longest = self.config.thinking, self.config.longest
         check(len(prompt) + longest <= self.engine.config.length, f"prompt {id!r}", len(prompt),
               f"with {longest} tokens of response it does not fit length={self.engine.config.length}")
         for sample, child in enumerate(np.random.SeedSequence(seed).spawn(self.config.samples)):
-            draw = int(child.generate_state(1)[0])
-            budget = 0 if thinking is None else int(np.random.default_rng(child).integers(
-                thinking.budget[0], thinking.budget[1] + 1))
+            draw, limit = int(child.generate_state(1)[0]), self.config.max_tokens
+            if thinking is not None:
+                limit = int(np.random.default_rng(child).integers(thinking.budget[0], thinking.budget[1] + 1))
             episode = Episode.begin((id, sample), prompt, self.engine.version)
-            self._open[episode.id] = episode, draw, budget
-            self._ask(episode, draw, budget or self.config.max_tokens)
+            self._open[episode.id] = opened = _Open(episode, draw, limit, thinking is not None)
+            self._ask(opened)
 
     def step(self) -> list[Episode]:
         """One step of the engine; episodes that are finished now."""
@@ -108,30 +132,46 @@ class Rollouts:
         while self._open:
             yield from self.step()
 
-    def _ask(self, episode: Episode, seed: int, count: int) -> None:
-        self.engine.submit(Request(episode.id, tuple(episode.tokens), count, self.config.sampling, seed))
+    def _ask(self, opened: _Open) -> None:
+        episode = opened.episode
+        self.engine.submit(Request(episode.id, tuple(episode.tokens), opened.limit - len(episode.response),
+                                   self.config.sampling, opened.seed))
 
     def _take(self, completion: Completion) -> Episode | None:
-        episode, seed, budget = self._open[completion.id]
+        opened = self._open[completion.id]
+        episode = opened.episode
         episode.add(completion)
-        thinking = self.config.thinking
-        if thinking is not None and episode.reason == "length" and budget:
-            response = episode.response
-            if thinking.end in response:  # the answer has begun; the rest of it
-                left = thinking.answer - (len(response) - 1 - response.index(thinking.end))
-            else:
-                episode.put_in(thinking.phrase)
-                episode.interrupted, left = True, thinking.answer
-            self._open[completion.id] = episode, seed, 0
-            if left > 0:
-                self._ask(episode, seed, left)
-                return None
+        if episode.reason == "stop" and episode.tokens[-1] in self.config.pauses and self._reply is not None:
+            words = self._reply(episode)
+            if words is not None:
+                room = opened.limit - len(episode.response)
+                episode.put_in(words[:room])
+                episode.reason = "length" if len(words) >= room else "stop"
+                if len(words) < room:
+                    self._ask(opened)
+                    return None
+        if opened.thinking and episode.reason == "length" and self._answer(opened):
+            self._ask(opened)
+            return None
         del self._open[completion.id]
         return episode
 
+    def _answer(self, opened: _Open) -> bool:
+        """Thinking has used up its budget: make room for the answer; False if that has been written already."""
+        thinking, episode = self.config.thinking, opened.episode
+        assert thinking is not None
+        opened.thinking = False
+        if thinking.end in episode.response:  # the answer has begun; the rest of it
+            opened.limit = episode.response.index(thinking.end) + 1 + thinking.answer
+        else:
+            episode.put_in(thinking.phrase)
+            episode.interrupted = True
+            opened.limit = len(episode.response) + thinking.answer
+        return len(episode.response) < opened.limit
+
 
 def make_batch(config: LossConfig, episodes: Sequence[Episode], rewards: Mapping[Any, float], *, length: int,
-               version: int, rows: int | None = None,
+               version: int, rows: int | None = None, experts: tuple[int, int] | None = None,
                prompt_of: Callable[[Episode], Any] = lambda episode: episode.id[0]) -> tuple[RLBatch, dict[str, float]]:
     """An `RLBatch` of finished episodes, one to a row, and what to log of it.
 
@@ -142,6 +182,7 @@ def make_batch(config: LossConfig, episodes: Sequence[Episode], rewards: Mapping
       length: tokens of a row, T.
       version: of the trainer's weights.
       rows: rows of the batch, filled up with padding; as many as episodes by default.
+      experts: layers and experts a token of the batch's `routes`, so that it has some even where no episode has.
       prompt_of: what tells episodes of one prompt from others.
 
     Raises:
@@ -153,6 +194,8 @@ def make_batch(config: LossConfig, episodes: Sequence[Episode], rewards: Mapping
     logprobs, scores = np.zeros((count, length), np.float32), np.zeros(count, np.float32)
     lengths, group = np.zeros(count, np.int32), np.full(count, -1, np.int32)
     routes, prompts = None, {}
+    if experts is not None:
+        routes = np.full((count, length, *experts), -1, np.int32)
     for row, episode in enumerate(episodes):
         n = len(episode.tokens)
         if n > length:

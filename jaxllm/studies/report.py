@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,13 @@ def show(value: Any) -> str:
     """Short text of a number, an interval or None (a dash)."""
     if value is None:
         return "-"
+    if isinstance(value, Interval) and value.n == 1:
+        return show(value.value)
     if isinstance(value, Interval):
         return f"{show(value.value)} [{show(value.low)}, {show(value.high)}]"
     if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if not math.isfinite(value):
         return str(value)
     if isinstance(value, int) or value == int(value) and abs(value) < 1e6:
         return f"{int(value)}"

@@ -5,8 +5,9 @@ Entry points: `train`, `TrainConfig`, `Objective`, `make_step`, `jit_step`, `pla
 a resumed run equals an uninterrupted one. `RunStopped` and `Diverged` are how a run ends before its last step.
 """
 
-from jaxllm.training.config import MeshConfig, Stage, TrainConfig
-from jaxllm.training.loop import Objective, train
+from jaxllm.training.config import BatchShape, MeshConfig, RunConfig, Stage, TrainConfig
+from jaxllm.training.feed import Fed, Feed, Measured, Objective
+from jaxllm.training.loop import train
 from jaxllm.training.losses import causal_loss, causal_objective, cross_entropy, router_losses, token_losses
 from jaxllm.training.meter import flops_per_token
 from jaxllm.training.optimizer import OptimizerConfig, make_optimizer
@@ -15,6 +16,7 @@ from jaxllm.training.state import TrainState, init_state, place_state, state_sha
 from jaxllm.training.step import jit_step, make_step
 from jaxllm.training.stopping import RunStopped
 
-__all__ = ["Diverged", "MeshConfig", "Objective", "OptimizerConfig", "RunStopped", "Stage", "TrainConfig", "TrainState",
-           "causal_loss", "causal_objective", "cross_entropy", "flops_per_token", "init_state", "jit_step",
-           "make_optimizer", "make_step", "place_state", "router_losses", "state_shardings", "token_losses", "train"]
+__all__ = ["BatchShape", "Diverged", "Fed", "Feed", "Measured", "MeshConfig", "Objective", "OptimizerConfig",
+           "RunConfig", "RunStopped", "Stage", "TrainConfig", "TrainState", "causal_loss", "causal_objective", "cross_entropy",
+           "flops_per_token", "init_state", "jit_step", "make_optimizer", "make_step", "place_state", "router_losses",
+           "state_shardings", "token_losses", "train"]

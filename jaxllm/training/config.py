@@ -1,4 +1,4 @@
-"""The settings of a training run, whatever its objective."""
+"""The settings of a run, whatever its objective; and of one that trains on data."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Literal
 
 from jaxllm.config import check
 from jaxllm.data import DataConfig
+from jaxllm.data.tasks import TaskConfig
 from jaxllm.distributed import DistributedConfig
 from jaxllm.models import ModelConfig
 from jaxllm.training.optimizer import OptimizerConfig
@@ -39,24 +40,22 @@ class MeshConfig:
     sequence: int = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """A training run.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What runs have in common, whatever they train on.
 
     Attributes:
       model: the transformer.
-      stages: data stages in order.
       init_from: Hugging Face directory whose weights the run starts from; None for random ones. On the
         command line its `config.json` fills in what `model` leaves out.
       tokenizer: `tokenizer.json` or its directory; None takes that of `init_from`, and without one
-        builds a word-level one from the first examples of every stage's task.
-      optimizer: optimiser and schedule, over all stages.
-      validation: held-out data; None for no validation.
+        builds a word-level one from the first examples of every task.
+      optimizer: optimiser and schedule, over the whole run.
+      mesh: sizes of the mesh axes.
       accumulate: parts a batch is split into for gradient accumulation.
       log_every, validate_every, save_every: in optimiser steps; save_every=0 saves at the end only.
-      validation_batches: batches of one validation.
       keep: checkpoints kept, the last ones.
-      keep_best: further ones kept, those of lowest validation loss; a step that joins them is saved at once.
+      keep_best: further ones kept, the best by validation; a step that joins them is saved at once.
       on_nonfinite: what to do when loss, gradient or update is not finite: `stop` the run with an error, or `skip` the
         update, log it and go on. Parameters and optimiser state never take such an update in.
       spike_factor: a loss above this times the median of the last 32 is a spike; None for no such rule.
@@ -67,21 +66,18 @@ class TrainConfig:
       export: also write `run_dir/model` in Hugging Face layout at the end; with adapters (`model.lora`) these are
         folded in, and written alone to `run_dir/adapter`.
       profile: steps to trace, as (first, number); the trace goes to `run_dir/profile` for XProf or Perfetto.
-      seed: of parameters, data order and masking.
+      seed: of parameters, data order and all draws.
       distributed: how processes find each other, and the watchdog's patience.
     """
 
     model: ModelConfig
-    stages: tuple[Stage, ...]
     init_from: str | None = None
     tokenizer: str | None = None
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
-    validation: DataConfig | None = None
     accumulate: int = 1
     log_every: int = 10
     validate_every: int = 500
-    validation_batches: int = 4
     save_every: int = 0
     keep: int = 2
     keep_best: int = 0
@@ -96,13 +92,10 @@ class TrainConfig:
     distributed: DistributedConfig = DistributedConfig()
 
     def __post_init__(self) -> None:
-        check(len(self.stages) >= 1, "stages", self.stages, "needs at least one stage of steps and data")
-        for name in ("log_every", "validate_every", "validation_batches", "accumulate", "keep", "max_skips"):
+        for name in ("log_every", "validate_every", "accumulate", "keep", "max_skips"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         for name in ("save_every", "keep_best"):
             check(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative; 0 is off")
-        check(self.keep_best == 0 or self.validation is not None, "keep_best", self.keep_best,
-              "the best are told by validation; set validation, or 0")
         for name in ("on_nonfinite", "on_spike"):
             check(getattr(self, name) in ("stop", "skip"), name, getattr(self, name), "use stop or skip")
         check(self.spike_factor is None or self.spike_factor > 1, "spike_factor", self.spike_factor,
@@ -113,6 +106,69 @@ class TrainConfig:
               "write [first step, number of steps], both at least 1")
         check(self.model.lora is None or self.optimizer.name == "adamw", "optimizer.name", self.optimizer.name,
               "use adamw with model.lora; muon is for whole matrices")
+
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the run."""
+        raise NotImplementedError
+
+    @property
+    def batch_shapes(self) -> list[BatchShape]:
+        """The run's training batches, one a stage."""
+        raise NotImplementedError
+
+    @property
+    def held_out_shapes(self) -> list[BatchShape]:
+        """Further batches that it puts on its mesh."""
+        return []
+
+    @property
+    def tokenizer_sources(self) -> list[tuple[str, str | None, TaskConfig]]:
+        """Setting's name, path (or None) and task of what is trained on, which a tokenizer may be built from."""
+        raise NotImplementedError
+
+    @property
+    def held_out_task(self) -> TaskConfig | None:
+        """The task that the run is measured on, where it is one."""
+        return None
+
+    @property
+    def reserved_devices(self) -> int:
+        """Of the devices, the last so many are left out of the mesh."""
+        return 0
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchShape:
+    """A batch of `rows` x `length` tokens that setting `name` asks for, taken in `parts`; `together` rows stay so."""
+
+    name: str
+    rows: int
+    length: int
+    parts: int
+    together: int = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig):
+    """A run on data.
+
+    Attributes:
+      stages: data stages in order.
+      validation: held-out data; None for no validation.
+      validation_batches: batches of one validation.
+    """
+
+    stages: tuple[Stage, ...]
+    validation: DataConfig | None = None
+    validation_batches: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(len(self.stages) >= 1, "stages", self.stages, "needs at least one stage of steps and data")
+        check(self.validation_batches >= 1, "validation_batches", self.validation_batches, "must be at least 1")
+        check(self.keep_best == 0 or self.validation is not None, "keep_best", self.keep_best,
+              "the best are told by validation; set validation, or 0")
         for stage in self.stages:
             check(stage.data.batch_size % self.accumulate == 0, "accumulate", self.accumulate,
                   f"must divide batch_size={stage.data.batch_size}")
@@ -121,3 +177,27 @@ class TrainConfig:
     def total_steps(self) -> int:
         """Optimiser steps of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    @property
+    def batch_shapes(self) -> list[BatchShape]:
+        """Those of the stages."""
+        return [BatchShape(f"stages.{i}.data", stage.data.batch_size, stage.data.length, self.accumulate)
+                for i, stage in enumerate(self.stages)]
+
+    @property
+    def held_out_shapes(self) -> list[BatchShape]:
+        """The validation's."""
+        held_out = self.validation
+        return [] if held_out is None else [BatchShape("validation", held_out.batch_size, held_out.length, 1)]
+
+    @property
+    def tokenizer_sources(self) -> list[tuple[str, str | None, TaskConfig]]:
+        """Those of all stages."""
+        return [(f"stages.{i}.data.path", source.path, source.task) for i, stage in enumerate(self.stages)
+                for source in stage.data.sources]
+
+    @property
+    def held_out_task(self) -> TaskConfig | None:
+        """The validation's task."""
+        held_out = self.validation
+        return None if held_out is None or held_out.path is not None or held_out.mixture else held_out.task

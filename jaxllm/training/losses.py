@@ -103,7 +103,7 @@ def causal_loss(config: ModelConfig):
 
 def causal_objective(config: ModelConfig):
     """The causal objective as the loop takes it."""
-    from jaxllm.training.loop import Objective  # the loop imports this room's public names
+    from jaxllm.training.feed import Objective
 
     return Objective(loss=causal_loss(config),
                      validate=lambda params, batch, key: _next_token(params, config, batch)[:2])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, Literal
 
 import jax
 import optax
 import optax.contrib
 
-from jaxllm.config import check
+from jaxllm.config import ConfigError, check, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,8 @@ class OptimizerConfig:
       final_ratio: last rate over peak rate.
       b1, b2, eps, weight_decay: AdamW's; decay touches matrices only, under `muon` the blocks' only.
       clip_norm: global gradient norm above which gradients are scaled down, None for none.
+      freeze: names of parameters that stay as they are, such as `router` or `embed`: all whose path holds one of them.
+        They have no optimiser state, and their gradients do not count for `clip_norm` (`train/grad_norm` has them).
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -38,6 +41,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float | None = 1.0
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check(self.learning_rate > 0, "optimizer.learning_rate", self.learning_rate, "must be positive")
@@ -65,7 +69,10 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Clipping, then AdamW or Muon with decay on matrices, and the schedule."""
+    """Clipping, then AdamW or Muon with decay on matrices, and the schedule; nothing of it for frozen parameters.
+
+    Its `init` raises `ConfigError` where `config.freeze` names what the parameters do not have, or all they have.
+    """
     steps = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     rate = learning_rate(config, total_steps)
     if config.name == "muon":
@@ -75,7 +82,29 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     else:
         steps.append(optax.adamw(rate, b1=config.b1, b2=config.b2, eps=config.eps, weight_decay=config.weight_decay,
                                  mask=_matrices))
-    return optax.chain(*steps)
+    if not config.freeze:
+        return optax.chain(*steps)
+    return optax.chain(optax.masked(optax.chain(*steps), functools.partial(_frozen, config.freeze, False)),
+                       optax.masked(optax.set_to_zero(), functools.partial(_frozen, config.freeze, True)))
+
+
+def updates_made(opt_state: Any) -> int:
+    """How many updates a state of `make_optimizer` has behind it: the schedule goes by them."""
+    return max(int(count) for _, count in optax.tree.get_all_with_path(opt_state, "count"))
+
+
+def _frozen(names: tuple[str, ...], value: bool, params: Any) -> Any:
+    """`value` for each parameter whose path holds one of `names`, else the opposite."""
+    paths = [{key.key for key in path} for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    known = set().union(*paths)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"optimizer.freeze={list(names)!r}: no trained parameter is named {name!r}; "
+                              f"{nearest(name, known)}")
+    if all(path & set(names) for path in paths):
+        raise ConfigError(f"optimizer.freeze={list(names)!r}: leaves nothing to train; name fewer parameters")
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: (not {key.key for key in path}.isdisjoint(names)) == value, params)
 
 
 def _blocks_matrices(params: Any) -> Any:

@@ -11,16 +11,15 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.config import check
-from jaxllm.data.batch import Batch
-from jaxllm.parallel import make_mesh, on_mesh, token_sharding
+from jaxllm.parallel import on_mesh, token_sharding
 from jaxllm.parallel.collectives import KINDS, collectives
 from jaxllm.parallel.devices import Device
-from jaxllm.training.config import TrainConfig
-from jaxllm.training.loop import Objective, check_batches
+from jaxllm.training.config import RunConfig
+from jaxllm.training.feed import Objective
+from jaxllm.training.loop import check_batches, run_mesh
 from jaxllm.training.meter import flops_per_token
 from jaxllm.training.optimizer import make_optimizer
 from jaxllm.training.state import init_state, state_shardings
@@ -34,7 +33,7 @@ class Plan:
     """One training step on one device of many. Bytes are bytes, times seconds a step.
 
     Attributes:
-      devices: number of devices.
+      devices: that train; those kept for something else are not among them.
       mesh: size of each axis.
       num_parameters: of the whole model.
       parameter_bytes, optimizer_bytes, batch_bytes: on one device, exact.
@@ -66,25 +65,26 @@ class Plan:
     mfu_serial: float
 
 
-def plan(config: TrainConfig, objective: Objective, device: Device, devices: int, stage: int = -1) -> Plan:
+def plan(config: RunConfig, objective: Objective, device: Device, devices: int, stage: int = -1) -> Plan:
     """Compile a step of `config` for as many simulated devices as JAX has, and count.
 
     Args:
       config: the run.
       objective: its loss.
       device: figures of the hardware.
-      devices: devices to plan for; JAX must have been started with at least as many.
+      devices: devices to plan for, those that do not train included; JAX must have been started with at least as many.
       stage: which of the config's stages; the last is usually the largest.
     """
     check(len(jax.devices()) >= devices, "devices", devices, f"JAX was started with {len(jax.devices())}")
-    model, data = config.model, config.stages[stage].data
-    mesh = make_mesh(**dataclasses.asdict(config.mesh), devices=jax.devices()[:devices])
+    model, shape = config.model, config.batch_shapes[stage]
+    mesh = run_mesh(config, jax.devices()[:devices])
     check_batches(config, mesh)
+    devices = mesh.size
     optimizer = make_optimizer(config.optimizer, config.total_steps)
     layout = state_shardings(model, optimizer, mesh)
     shapes = jax.eval_shape(lambda key: init_state(model, optimizer, key), jax.random.key(0))
     state = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), shapes, layout)
-    batch = abstract_batch(data.batch_size, data.length)
+    batch = objective.shapes(shape.rows, shape.length)
     step = jit_step(make_step(objective.loss, optimizer, seed=0, accumulate=config.accumulate), layout, mesh)
     with on_mesh(mesh):
         compiled = step.lower(state, batch).compile()  # type: ignore[attr-defined]
@@ -98,24 +98,17 @@ def plan(config: TrainConfig, objective: Objective, device: Device, devices: int
     split = token_sharding(mesh)
     local = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=split), batch)
     rows, temporary = local_bytes(local), int(analysis.temp_size_in_bytes)
-    tokens = data.batch_size * data.length
-    flops = flops_per_token(model, data.length) * tokens
+    tokens = shape.rows * shape.length
+    flops = flops_per_token(model, shape.length) * tokens
     compute = flops / devices / device.flops
-    # Weights are read forward and backward, gradients written and read, state read and written.
-    memory = (4 * parameters + 2 * moments + 2 * temporary) / device.bandwidth
+    # In each part weights are read forward and backward, gradients written and read; state is read and written once.
+    memory = (config.accumulate * (4 * parameters + 2 * temporary) + 2 * moments) / device.bandwidth
     return Plan(
         devices=devices, mesh=dict(mesh.shape), num_parameters=model.num_parameters, parameter_bytes=parameters,
         optimizer_bytes=moments, batch_bytes=rows, temporary_bytes=temporary, memory_bytes=device.memory,
         fits=parameters + moments + rows + temporary <= RESERVE * device.memory, step_tokens=tokens, step_flops=flops,
         collective_bytes={kind: size for kind, size in sent.items() if size}, compute_s=compute, memory_s=memory,
         link_s=link, mfu=compute / max(compute, memory, link), mfu_serial=compute / (compute + memory + link))
-
-
-def abstract_batch(rows: int, length: int) -> Batch:
-    """Shapes of a batch of `rows` x `length` tokens."""
-    whole = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    return Batch(tokens=whole, positions=whole, segment_ids=whole,  # type: ignore[arg-type]
-                 loss_weights=jax.ShapeDtypeStruct((rows, length), jnp.float32))  # type: ignore[arg-type]
 
 
 def local_bytes(tree: Any) -> int:

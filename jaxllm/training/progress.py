@@ -12,13 +12,15 @@ import numpy as np
 
 from jaxllm.config import ConfigError
 from jaxllm.tracking import Tracker
-from jaxllm.training.config import TrainConfig
+from jaxllm.training.config import RunConfig
 from jaxllm.training.meter import Meter
 from jaxllm.training.optimizer import learning_rate
 from jaxllm.training.stopping import agreed
 
 # Steps dispatched beyond the one whose values are read: the device has work while the host waits.
 AHEAD = 2
+# Metrics in the line of a step, where there are any.
+SHOWN = {"train/accuracy": "accuracy", "rl/pass_rate": "pass rate", "rl/kept_share": "kept"}
 
 
 class Diverged(ConfigError):
@@ -33,17 +35,18 @@ class Progress:
       meter: the clock.
     """
 
-    def __init__(self, config: TrainConfig, tracker: Tracker, log: Callable[[str], None], skipped: int) -> None:
-        """Of a run whose state counts `skipped` updates left out so far."""
+    def __init__(self, config: RunConfig, tracker: Tracker, log: Callable[[str], None], skipped: int,
+                 empty: int = 0) -> None:
+        """Of a run that left out `skipped` updates so far, and had none to make in `empty` steps."""
         self.stop, self.meter = False, Meter(config.model)
         self._config, self._tracker, self._log = config, tracker, log
         # All at once: a schedule called later would queue behind the steps in flight.
         rate = learning_rate(config.optimizer, config.total_steps)
         self._rates = np.asarray(jax.jit(jax.vmap(rate))(jnp.arange(config.total_steps)))
-        self._queue: collections.deque[tuple[int, tuple[int, ...], dict[str, jax.Array], Any]] = collections.deque()
-        self._skipped, self._in_a_row = skipped, 0
+        self._queue: collections.deque[tuple[int, tuple[int, ...], dict[str, Any], Any]] = collections.deque()
+        self._skipped, self._empty, self._in_a_row = skipped, empty, 0
 
-    def add(self, done: int, shape: tuple[int, ...], metrics: dict[str, jax.Array], vote: Any) -> None:
+    def add(self, done: int, shape: tuple[int, ...], metrics: dict[str, Any], vote: Any) -> None:
         """A step was dispatched, the `done`th, on tokens of `shape` `[B, T]`; metrics and vote are still to come."""
         if isinstance(vote, bool):  # of one process, whose own word is enough
             self.stop |= vote
@@ -58,15 +61,15 @@ class Progress:
 
     def _read(self) -> None:
         done, shape, metrics, vote = self._queue.popleft()
-        skipped = int(jax.device_get(metrics["train/skipped"]))
+        skipped, empty = map(int, jax.device_get((metrics["train/skipped"], metrics.get("train/empty", 0))))
         self.meter.step(int(np.prod(shape)))
         self.stop |= agreed(vote)
-        rate = self._rates[done - 1 - self._skipped]  # the optimiser counts the updates made
+        rate = self._rates[done - 1 - self._skipped - self._empty]  # the optimiser counts the updates made
         if skipped > self._skipped:
             self._left_out(done, metrics)
         else:
             self._in_a_row = 0
-        self._skipped = skipped
+        self._skipped, self._empty = skipped, self._empty + empty
         total = self._config.total_steps
         if done % self._config.log_every and done != total:
             return
@@ -74,8 +77,8 @@ class Progress:
         values |= {"train/learning_rate": float(rate), **self.meter.read(shape[1])}
         self._tracker.log(values, done)
         speed = f"{values['perf/tokens_per_s']:.0f} tokens/s, " if "perf/tokens_per_s" in values else ""
-        accuracy = f" accuracy {values['train/accuracy']:.4f}" if "train/accuracy" in values else ""
-        self._log(f"step {done}/{total} loss {values['train/loss']:.4f}{accuracy} {speed}"
+        shown = "".join(f" {label} {values[name]:.4f}" for name, label in SHOWN.items() if name in values)
+        self._log(f"step {done}/{total} loss {values['train/loss']:.4f}{shown} {speed}"
                   f"{self.meter.time_left(total - done)} left")
 
     def _left_out(self, done: int, metrics: dict[str, jax.Array]) -> None:

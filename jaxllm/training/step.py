@@ -29,6 +29,9 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *, seed:
 
     An update whose loss, gradient or update is not finite, or whose loss is above `spike_factor` times the median of
     the last ones, leaves parameters and optimiser state as they were; `train/skipped` counts these.
+
+    So does a batch in which nothing counts, whose denominator is 0: neither momentum nor weight decay moves anything.
+    `train/empty` is 1 for such a step, which is none of the skipped ones.
     """
     def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
         def total(params: Any, part: Any, key: jax.Array) -> tuple[jax.Array, Any]:
@@ -38,6 +41,7 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *, seed:
         grad_fn = jax.value_and_grad(total, has_aux=True)
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         (loss, (denominator, metrics)), grads = _sums(grad_fn, state.params, batch, key, accumulate)
+        nothing = denominator == 0
         denominator = jnp.maximum(denominator, 1e-8)
         loss = loss / denominator
         grads = jax.tree.map(lambda g: g / denominator, grads)
@@ -45,19 +49,21 @@ def make_step(loss_fn: LossFn, optimizer: optax.GradientTransformation, *, seed:
         # Moments are in the parameters' dtype, and must stay so.
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        update_norm = _norm(updates)
+        update_norm = jnp.where(nothing, 0.0, _norm(updates))
         fine = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(update_norm)
         fine &= ~_is_spike(loss, state.losses, spike_factor)
+        made = fine & ~nothing
         params = optax.apply_updates(state.params, updates)
-        params, opt_state = jax.tree.map(lambda new, old: jnp.where(fine, new, old), (params, opt_state),
+        params, opt_state = jax.tree.map(lambda new, old: jnp.where(made, new, old), (params, opt_state),
                                          (state.params, state.opt_state))
         losses = state.losses.at[state.step % SPIKE_WINDOW].set(loss.astype(jnp.float32))
         state = TrainState(step=state.step + 1, params=params, opt_state=opt_state,
                            skipped=state.skipped + ~fine,
-                           losses=jnp.where(jnp.isfinite(loss), losses, state.losses), base=state.base)
+                           losses=jnp.where(jnp.isfinite(loss) & ~nothing, losses, state.losses), base=state.base)
         out = {name: s / jnp.maximum(d, 1e-8) for name, (s, d) in metrics.items()}
         out |= {"train/loss": loss, "train/grad_norm": grad_norm, "train/update_norm": update_norm,
-                "train/param_norm": _norm(params), "train/skipped": state.skipped}
+                "train/param_norm": _norm(params), "train/skipped": state.skipped,
+                "train/empty": (fine & nothing).astype(jnp.float32)}
         return state, out
 
     return step

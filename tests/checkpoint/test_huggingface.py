@@ -1,5 +1,6 @@
 """Checkpoints: round trips, errors that name the tensor, shardings, SmolLM2 from GGUF against its golden."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -163,6 +164,62 @@ def test_configs_of_transformers_are_read():
         assert config_from_huggingface(json.loads(theirs.to_json_string(use_diff=False))) == expected
 
 
+SCORED = ("llama", "qwen2", "qwen3", "qwen3_moe", "mixtral")
+
+
+def scored_model(family, **changes):
+    params, config = random_model(family)
+    config = models.with_score_head(dataclasses.replace(config, **changes))
+    return {**params, "head": {"kernel": 0.3 * jax.random.normal(jax.random.key(7), (32, 1))}}, config
+
+
+@pytest.mark.parametrize("family", SCORED)
+def test_reward_models_make_the_round_trip(tmp_path, family):
+    params, config = scored_model(family)
+    save_pretrained(params, config, tmp_path / "m")
+    again, found = load_pretrained(tmp_path / "m")
+    assert found == config and found.score_head and same(params, again)
+    written = json.loads((tmp_path / "m/config.json").read_text())
+    assert written["architectures"][0].endswith("ForSequenceClassification") and len(written["id2label"]) == 1
+    tensors = load_file(tmp_path / "m/model.safetensors")
+    assert tensors["score.weight"].shape == (1, 32) and "lm_head.weight" not in tensors
+    sharded, _ = load_pretrained(tmp_path / "m", mesh=make_mesh(data=2, fsdp=2, tensor=2))
+    assert same(params, sharded) and sharded["head"]["kernel"].sharding.shard_shape((32, 1)) == (16, 1)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])  # with a tied head and one of its own
+def test_a_language_model_becomes_a_reward_model(tmp_path, family):
+    params, config = random_model(family)
+    save_pretrained(params, dataclasses.replace(config, pad_id=1), tmp_path / "m")
+    found, described = load_pretrained(tmp_path / "m", score_head=True)
+    assert described == dataclasses.replace(config, score_head=True, pad_id=None)  # pads that are EOS are dropped
+    head = found.pop("head")["kernel"]
+    assert head.shape == (32, 1) and not np.asarray(head).any()
+    assert same({k: v for k, v in params.items() if k != "head"}, found)
+    params, config = scored_model(family, pad_id=2)
+    save_pretrained(params, config, tmp_path / "scored")
+    found, described = load_pretrained(tmp_path / "scored", score_head=True)  # which it has already
+    assert described == config and same(params, found)
+
+
+def test_classifiers_of_several_labels_are_refused(tmp_path):
+    params, config = scored_model("llama")
+    save_pretrained(params, config, tmp_path / "m")
+    data = json.loads((tmp_path / "m/config.json").read_text())
+    for change in ({"id2label": {"0": "bad", "1": "good"}}, {"num_labels": 2}):
+        (tmp_path / "m/config.json").write_text(json.dumps({**data, **change}))
+        with pytest.raises(ConfigError, match=r"config.json: num_labels=2: .*several labels is not supported"):
+            load_pretrained(tmp_path / "m")
+    del data["id2label"]  # nothing said: the head's shape tells
+    (tmp_path / "m/config.json").write_text(json.dumps(data))
+    assert load_pretrained(tmp_path / "m")[1] == config
+    edit(tmp_path / "m", lambda t: t.update({"score.weight": np.zeros((2, 32), np.float32)}))
+    with pytest.raises(ConfigError, match=r"'score.weight' has shape \[2, 32\], the config asks for \[1, 32\]"):
+        load_pretrained(tmp_path / "m")
+    with pytest.raises(ConfigError, match="family='dream': a model with score_head is written as one of llama"):
+        save_pretrained(*scored_model("dream"), tmp_path / "d")
+
+
 def test_a_family_without_a_place_for_experts_refuses_them(tmp_path):
     params, config = random_model("qwen3_moe")
     dense = ModelConfig(**{**config.__dict__, "family": "llama"})
@@ -262,3 +319,26 @@ def test_transformers_reads_what_we_write(tmp_path, family):
     theirs.save_pretrained(str(tmp_path / "back"))
     again, _ = load_pretrained(tmp_path / "back")
     np.testing.assert_allclose(models.apply(again, config, tokens).logits, expected, atol=1e-4)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("family", SCORED)
+def test_scores_are_those_of_transformers(tmp_path, family):
+    torch = pytest.importorskip("torch", reason="needs the parity extra: launch/setup.sh --extra parity")
+    from transformers import AutoModelForSequenceClassification
+
+    from jaxllm.rl import scores
+
+    params, config = scored_model(family, pad_id=0)
+    save_pretrained(params, config, tmp_path / "m")
+    theirs = AutoModelForSequenceClassification.from_pretrained(str(tmp_path / "m"), dtype=torch.float32)
+    rng, lengths = np.random.default_rng(0), np.array([17, 3, 9, 1])
+    tokens = np.where(np.arange(17) < lengths[:, None], rng.integers(1, 48, (4, 17)), 0)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens), attention_mask=torch.tensor(tokens != 0)).logits.numpy()
+    assert expected.shape == (4, 1)
+    np.testing.assert_allclose(scores(params, config, tokens, lengths), expected[:, 0], atol=1e-4)
+    theirs.save_pretrained(str(tmp_path / "back"))
+    again, found = load_pretrained(tmp_path / "back")
+    assert found.score_head
+    np.testing.assert_allclose(scores(again, found, tokens, lengths), expected[:, 0], atol=1e-4)

@@ -197,8 +197,75 @@ def test_bidirectional_models_and_wrong_lengths_are_refused():
 
 def test_steps_run_without_transfers():
     params = models.unstack(init(DENSE), DENSE)
-    state = engine_module.empty_slots(DENSE, CONFIG)
-    arguments = jax.device_put((jnp.int32(4), jnp.asarray(False), jnp.int32(0)))
+    state = engine_module.empty_slots(DENSE, CONFIG.slots, CONFIG.length)
+    arguments = jax.device_put((jnp.int32(4), jnp.int32(1), jnp.int32(0)))
     with jax.transfer_guard("disallow"):
         state = engine_module.advance(params, state, *arguments, model=DENSE, stop_ids=())
     chex.assert_shape(state.tokens, (3, 40))
+
+
+def passes(monkeypatch):
+    """Shapes of the prompts of each pass, filled in as they come."""
+    seen = []
+    admit = engine_module.admit
+    monkeypatch.setattr(engine_module, "admit", lambda *a, **k: seen.append(a[2].shape) or admit(*a, **k))
+    return seen
+
+
+@pytest.mark.parametrize(("refill", "expected"), [(1, [4, 1, 1, 1, 1]), (2, [4, 2, 2]), (3, [4, 4, 1])])
+def test_refills_wait_for_each_other(monkeypatch, refill, expected):
+    """The first four end five steps apart, and one, two or three of them (padded to four) are replaced at a time."""
+    seen = passes(monkeypatch)
+    engine = Engine(init(DENSE), DENSE, EngineConfig(slots=4, length=64, chunk=60, prompt_bucket=16, refill=refill))
+    asked = [Request(i, [i + 1], 5 + 5 * i if i < 4 else 30) for i in range(8)]
+    assert [len(c.tokens) for c in engine.run(asked)] == [5, 10, 15, 20, 30, 30, 30, 30]
+    assert [rows for rows, _ in seen] == expected
+
+
+def test_a_request_waits_for_a_free_slot_no_longer_than_a_chunk(monkeypatch):
+    seen = passes(monkeypatch)
+    engine = Engine(init(DENSE), DENSE, EngineConfig(slots=4, length=64, chunk=6, prompt_bucket=16, refill=4))
+    for i in range(8):
+        engine.submit(Request(i, [i + 1], 2 if i == 0 else 40))
+    assert [c.id for c in engine.step()] == [0] and len(seen) == 1  # six steps, though one was done after two
+    engine.step(1)
+    assert len(seen) == 2 and len(engine.partial()[4]) == 1
+    # With nobody waiting decoding goes on to the end of the chunk; one that comes finds its slot at once.
+    engine = Engine(init(DENSE), DENSE, EngineConfig(slots=4, length=64, chunk=6, prompt_bucket=16, refill=4))
+    engine.submit(Request("a", [1], 40))
+    engine.step()
+    engine.submit(Request("b", [2], 40))
+    engine.step()
+    assert {name: len(tokens) for name, tokens in engine.partial().items()} == {"a": 12, "b": 6}
+
+
+def test_prompts_are_read_in_passes_of_bounded_size(monkeypatch):
+    seen = passes(monkeypatch)
+    params = init(DENSE)
+    calm = Sampling(temperature=0)
+    asked = [Request(i, p, 4, calm) for i, p in enumerate(prompts(13, seed=9, longest=8))]
+    shape = EngineConfig(slots=13, length=40, prompt_bucket=8, read_tokens=35)
+    found = Engine(params, DENSE, shape).run(asked)
+    assert {width for _, width in seen} == {8} and max(rows for rows, _ in seen) == 4
+    assert sum(rows for rows, _ in seen) - len({tuple(r.prompt) for r in asked}) < 128 // 8
+    for c, request in zip(found, asked, strict=True):
+        assert c.tokens.tolist() == greedy(params, DENSE, request.prompt, 4)[0]
+    seen.clear()
+    alone = Engine(params, DENSE, dataclasses.replace(shape, read_tokens=1)).run(asked[:3])
+    assert [c.tokens.tolist() for c in alone] == [c.tokens.tolist() for c in found[:3]]
+    assert {rows for rows, _ in seen} == {1}
+
+
+@pytest.mark.parametrize(("count", "width", "most", "expected"), [
+    (1, 64, 4096, [1]), (3, 64, 4096, [4]), (5, 64, 4096, [4, 1]), (6, 64, 4096, [4, 2]), (7, 64, 4096, [8]),
+    (13, 64, 4096, [8, 4, 1]), (32, 64, 1024, [16, 16]), (31, 64, 1024, [16, 16]), (5, 64, 300, [4, 1]),
+    (3, 1024, 512, [1, 1, 1]), (3, 1024, 4096, [2, 1]), (9, 8, 4096, [16]),
+])
+def test_passes_are_powers_of_two_with_little_padding(count, width, most, expected):
+    assert engine_module._parts(count, width, most) == expected
+
+
+@pytest.mark.parametrize("refill", [0, 5])
+def test_refill_lies_within_the_slots(refill):
+    with pytest.raises(ConfigError, match=f"refill={refill}"):
+        EngineConfig(slots=4, refill=refill)

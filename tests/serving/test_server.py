@@ -20,9 +20,8 @@ from tokenizers import models as kinds
 from jaxllm import models
 from jaxllm.checkpoint import save_pretrained
 from jaxllm.cli import main
-from jaxllm.cli.serve import stop_ids
 from jaxllm.data import ChatTemplate
-from jaxllm.generation import Engine, EngineConfig, Request, Sampling
+from jaxllm.generation import Engine, EngineConfig, Request, Sampling, stop_ids
 from jaxllm.generation import engine as engine_module
 from jaxllm.models import ModelConfig
 from jaxllm.serving import Worker, make_app
@@ -361,7 +360,7 @@ def test_the_command_says_what_is_wrong(capsys, params, tmp_path, monkeypatch):
     directory = tmp_path / "tiny"
     save_pretrained(params, MODEL, directory, tokenizer=TOKENIZER)
     (directory / "generation_config.json").write_text('{"eos_token_id": [256, 7]}')
-    assert stop_ids(directory, MODEL, TOKENIZER, {"eos_token": "<end>"}) == (7, 256)
+    assert stop_ids(directory, MODEL, TOKENIZER) == (7, 256)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         assert "in use" in fails("--model", directory, "--port", taken.getsockname()[1])
     assert "no such model directory" in fails("--model", tmp_path / "nowhere")

@@ -8,6 +8,7 @@ import pytest
 
 from jaxllm.config import ConfigError, load
 from jaxllm.training import Diverged, OptimizerConfig, TrainConfig, make_optimizer, make_step
+from jaxllm.training.optimizer import updates_made
 from jaxllm.training.progress import AHEAD, Progress
 from jaxllm.training.state import SPIKE_WINDOW, new_state
 
@@ -63,6 +64,40 @@ def test_gradients_that_are_finite_with_an_update_that_is_not():
     after, metrics = step(state, rows(0))
     assert int(after.skipped) == 1 and np.isfinite(metrics["train/loss"]) and np.isfinite(metrics["train/grad_norm"])
     np.testing.assert_array_equal(after.params["kernel"], state.params["kernel"])
+
+
+def weighted(params, batch, key):
+    """As `squares`, each row weighed by its first column, which does not count otherwise."""
+    del key
+    weight, x = batch[:, 0], batch[:, 1:]
+    total = jnp.sum(weight * jnp.square(x @ params["kernel"]))
+    return total, jnp.sum(weight), {"rl/ratio": (jnp.sum(weight * 2.0), jnp.sum(weight))}
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_a_batch_in_which_nothing_counts_changes_nothing(accumulate):
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0, weight_decay=0.5), 10)
+    step = jax.jit(make_step(weighted, optimizer, seed=0, accumulate=accumulate, spike_factor=3.0))
+
+    def one(seed, weight):
+        return np.concatenate([np.full((8, 1), weight, np.float32), rows(seed)], axis=1)
+
+    first, metrics = step(new_state(weights(), optimizer), one(0, 1.0))
+    assert metrics["train/empty"] == 0 and updates_made(first.opt_state) == 1
+    second, metrics = step(first, one(1, 0.0))
+    jax.tree.map(np.testing.assert_array_equal, (second.params, second.opt_state, second.losses),
+                 (first.params, first.opt_state, first.losses))
+    assert int(second.step) == 2 and int(second.skipped) == 0
+    assert metrics["train/empty"] == 1 and metrics["train/skipped"] == 0 and metrics["train/update_norm"] == 0
+    assert all(np.isfinite(value) for value in metrics.values())
+    # Momentum and decay would have moved them: they do once something counts.
+    third, metrics = step(second, one(2, 1.0))
+    clean, _ = step(first.replace(step=second.step), one(2, 1.0))
+    jax.tree.map(np.testing.assert_array_equal, (third.params, third.opt_state), (clean.params, clean.opt_state))
+    assert metrics["train/empty"] == 0 and updates_made(third.opt_state) == 2
+    # Values that are not finite are no lesser fault where nothing counts.
+    _, metrics = step(second, one(3, 0.0) * np.float32(np.nan))
+    assert metrics["train/empty"] == 0 and metrics["train/skipped"] == 1
 
 
 def test_a_spike_is_measured_against_the_median():
@@ -141,6 +176,22 @@ def feed(progress, losses, skipped=(), first=1):
         total += done in skipped
         progress.add(done, (2, 8), {"train/loss": np.float32(loss), "train/grad_norm": np.float32(1.0),
                                     "train/update_norm": np.float32(1.0), "train/skipped": np.int32(total)}, False)
+
+
+def test_the_rate_is_that_of_the_updates_made():
+    recorder = Recorder()
+    progress = Progress(config(log_every=1, on_nonfinite="skip"), recorder, recorder.text.append, 2, 3)
+    total = 2
+    for done, what in enumerate(["made", "empty", "skipped", "empty", "made", "made"], 6):
+        total += what == "skipped"
+        progress.add(done, (2, 8), {"train/loss": np.float32(9.0 if what == "skipped" else 1.0),
+                                    "train/grad_norm": np.float32(1), "train/update_norm": np.float32(np.nan),
+                                    "train/skipped": np.int32(total),
+                                    "train/empty": np.float32(what == "empty")}, False)
+    progress.drain()
+    rates = [line["train/learning_rate"] for _, line in recorder.lines]
+    # Five of the first five steps made no update, so step 6 makes the first; 7 to 9 make none.
+    np.testing.assert_allclose(rates, [1 - n / 200 for n in (0, 1, 1, 1, 1, 2)], rtol=1e-6)
 
 
 def test_steps_are_read_late_and_in_order():

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 class Run:
     """The processes of a run: one, or several that talk to each other."""
 
-    def __init__(self, count, config, run_dir, *extra):
+    def __init__(self, count, config, run_dir, *extra, devices=8):
         command = ["train", str(config), "--run-dir", str(run_dir), *extra]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -33,7 +33,7 @@ class Run:
             place = {} if count == 1 else {"JAXLLM_COORDINATOR": f"127.0.0.1:{port}", "JAXLLM_PROCESS_ID": str(i),
                                            "JAXLLM_NUM_PROCESSES": str(count)}
             # Eight devices in all, so that a batch of eight rows splits over them whatever the count.
-            flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // count}"}
+            flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // count}"}
             self.processes.append(subprocess.Popen([sys.executable, "-m", "jaxllm", *command], stdout=self.log,
                                                    stderr=self.log, env={**os.environ, **flags, **place}))
 

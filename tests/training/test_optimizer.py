@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxllm.config import ConfigError
 from jaxllm.models import init
 from jaxllm.parallel import make_mesh
 from jaxllm.training import (
@@ -76,6 +77,72 @@ def test_decay_touches_matrices_alone(name):
         matrix = path[-1].key in ("kernel", "embedding") and (name == "adamw" or path[0].key == "layers")
         expected = -RATE * 0.5 * value if matrix else 0 * value
         np.testing.assert_allclose(update - bare, expected, atol=1e-6)
+
+
+def trained_with(freeze, name="adamw", mesh=None, steps=3, accumulate=1, **changes):
+    """States before and after some steps of a mixture, numpy, and its last metrics."""
+    from tests.training.test_moe_training import MIXTURE
+
+    optimizer = make_optimizer(OptimizerConfig(name=name, learning_rate=RATE, warmup_steps=0, weight_decay=0.5,
+                                               freeze=freeze, **changes), 10)
+    mesh = make_mesh(data=1, devices=jax.devices()[:1]) if mesh is None else mesh
+    state, layout = place_state(MIXTURE, optimizer, mesh)
+    step = jit_step(make_step(causal_loss(MIXTURE), optimizer, seed=1, accumulate=accumulate), layout, mesh)
+    before = jax.tree.map(np.asarray, state)
+    for i in range(steps):
+        state, _ = step(state, batch(seed=i))
+    return before, jax.tree.map(np.asarray, state)
+
+
+@pytest.mark.parametrize("name, mesh, accumulate", [("adamw", None, 1), ("adamw", {"data": 2, "fsdp": 2, "tensor": 2}, 2),
+                                                    ("muon", {"data": 4, "fsdp": 2}, 1)])
+def test_frozen_parameters_stay_as_they_are(name, mesh, accumulate):
+    before, after = trained_with(("router", "embed"), name, mesh and make_mesh(**mesh), accumulate=accumulate)
+    for path, new in jax.tree_util.tree_leaves_with_path(after.params):
+        old, keys = before.params, [key.key for key in path]
+        for key in keys:
+            old = old[key]
+        if {"router", "embed"} & set(keys):
+            np.testing.assert_array_equal(new, old)
+        else:
+            assert (new != old).any(), keys
+    # There is no moment of them, and the count of the others' says that the rest is as without.
+    shapes = {x.shape for x in jax.tree.leaves(after.opt_state)}
+    assert before.params["layers"]["moe"]["router"]["kernel"].shape not in shapes
+    assert before.params["layers"]["q"]["kernel"].shape in shapes
+
+
+def test_frozen_parameters_are_clipped_without():
+    config = OptimizerConfig(learning_rate=RATE, schedule="constant", warmup_steps=0, weight_decay=0, clip_norm=1.0,
+                             eps=1e3, freeze=("big",))  # so large an eps makes Adam's update that of its gradient
+    params = {"big": {"kernel": jnp.ones(2)}, "small": {"kernel": jnp.ones(2)}}
+    optimizer = make_optimizer(config, 10)
+    updates, _ = optimizer.update({"big": {"kernel": jnp.array([3e3, 4e3])}, "small": {"kernel": jnp.array([0.3, 0.4])}},
+                                  optimizer.init(params), params)
+    np.testing.assert_array_equal(updates["big"]["kernel"], [0, 0])
+    np.testing.assert_allclose(updates["small"]["kernel"], -RATE * np.array([0.3, 0.4]) / 1e3, rtol=1e-3)
+
+
+def test_frozen_parameters_go_through_checkpoints(tmp_path):
+    from jaxllm.checkpoint import Checkpointer
+    from tests.training.test_moe_training import MIXTURE
+
+    optimizer = make_optimizer(OptimizerConfig(freeze=("router",)), 10)
+    state, layout = place_state(MIXTURE, optimizer, make_mesh(data=1, devices=jax.devices()[:1]))
+    state = state.replace(opt_state=jax.tree.map(lambda x: x + 1, state.opt_state))
+    checkpointer = Checkpointer(tmp_path, 1)
+    checkpointer.save(1, state)
+    checkpointer.close()
+    again, moved = place_state(MIXTURE, optimizer, make_mesh(data=4, fsdp=2), seed=1)
+    restored = Checkpointer(tmp_path, 1).restore(1, jax.eval_shape(lambda: again), moved)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+
+
+@pytest.mark.parametrize("freeze, text", [(("ruoter",), "'ruoter'; did you mean router"),
+                                          (("layers", "embed", "final_norm", "head"), "leaves nothing to train")])
+def test_frozen_parameters_that_cannot_be(freeze, text):
+    with pytest.raises(ConfigError, match=text):
+        trained_with(freeze)
 
 
 def test_muon_on_meshes_gives_the_same_training():

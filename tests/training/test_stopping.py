@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxllm.training.loop as loop
+import jaxllm.training.feed as feed
 from jaxllm.checkpoint import Checkpointer, CheckpointError
 from jaxllm.config import ConfigError, load
 from jaxllm.distributed import MaintenanceWatch
@@ -28,7 +28,7 @@ RUN = {
     "stages": [{"steps": 6, "data": DATA}], "mesh": {"data": 1, "fsdp": 4, "tensor": 2},
     "optimizer": {"warmup_steps": 0, "learning_rate": 1e-2}, "log_every": 1, "save_every": 0, "export": False,
 }
-REAL_BATCHES = loop.batches
+REAL_BATCHES = feed.batches
 
 
 def run(directory, resume=False, log=lambda text: None, **changes):
@@ -42,7 +42,7 @@ def at_step(monkeypatch, number, what):
         for step, batch in REAL_BATCHES(*args):
             yield step, what(batch) if step == number else batch
 
-    monkeypatch.setattr(loop, "batches", batches)
+    monkeypatch.setattr(feed, "batches", batches)
 
 
 def sends(number):
@@ -164,7 +164,7 @@ def test_the_best_checkpoints_are_those_of_lowest_validation(tmp_path, monkeypat
     def validation(run):
         return lambda params: next(wanted)
 
-    monkeypatch.setattr(loop, "_validation", validation)
+    monkeypatch.setattr(feed, "_validation", validation)
     run(tmp_path / "r", validation=DATA, validate_every=1, keep=1, keep_best=2)
     assert sorted(p.name for p in (tmp_path / "r/checkpoints").iterdir()) == ["2", "5", "6"]
     checkpointer = Checkpointer(tmp_path / "r/checkpoints", 1, 2)

@@ -131,9 +131,9 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
         assert "<|unk|>" not in tokenizer.encode(f"after {steps} steps").tokens
     assert json.loads((tmp_path / "whole/model/task.json").read_text())["seed"] == 1_900_000_000
 
-    import jaxllm.training.loop as loop
+    import jaxllm.training.feed as feed
 
-    real = loop.batches
+    real = feed.batches
 
     def stops_early(*args):
         for step, item in real(*args):
@@ -141,10 +141,10 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             yield step, item
 
-    monkeypatch.setattr(loop, "batches", stops_early)
+    monkeypatch.setattr(feed, "batches", stops_early)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut")
-    monkeypatch.setattr(loop, "batches", real)
+    monkeypatch.setattr(feed, "batches", real)
     with pytest.raises(ConfigError, match="--resume"):
         run(tmp_path / "cut")
     again = run(tmp_path / "cut", resume=True)

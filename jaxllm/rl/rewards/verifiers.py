@@ -156,31 +156,41 @@ def load_reward(path: str, settings: Mapping[str, Any] | None = None) -> Reward:
     Raises:
       ConfigError: the module, the class or its settings are not what they should be; the text says which.
     """
+    return load_class("reward", path, settings, ("__call__(self, samples)",))
+
+
+def load_class(field: str, path: str, settings: Mapping[str, Any] | None, methods: Sequence[str]) -> Any:
+    """An object of `package.module:Class`, made as `Class(**settings)`, that has `methods` (with their arguments).
+
+    Raises:
+      ConfigError: the module, the class or its settings are not what they should be; the text names `field`.
+    """
     module_name, colon, name = path.partition(":")
-    check(bool(colon and module_name and name), "reward", path, "write package.module:Class")
+    check(bool(colon and module_name and name), field, path, "write package.module:Class")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as err:
         if err.name is None or not f"{module_name}.".startswith(f"{err.name}."):
-            raise ConfigError(f"reward={path!r}: module {module_name} needs {err.name}, which is missing") from err
-        raise ConfigError(f"reward={path!r}: no module {err.name}; install it, or set PYTHONPATH to the folder that "
+            raise ConfigError(f"{field}={path!r}: module {module_name} needs {err.name}, which is missing") from err
+        raise ConfigError(f"{field}={path!r}: no module {err.name}; install it, or set PYTHONPATH to the folder that "
                           "holds it") from None
     except Exception as err:
-        raise ConfigError(f"reward={path!r}: module {module_name} cannot be loaded "
+        raise ConfigError(f"{field}={path!r}: module {module_name} cannot be loaded "
                           f"({type(err).__name__}: {err})") from err
     cls = getattr(module, name, None)
     if not isinstance(cls, type):
         classes = [k for k, v in vars(module).items() if isinstance(v, type) and v.__module__ == module.__name__]
         kind = "no" if cls is None else f"{name} is a {type(cls).__name__}, not a"
-        raise ConfigError(f"reward={path!r}: {kind} class {name} in {module_name}; "
+        raise ConfigError(f"{field}={path!r}: {kind} class {name} in {module_name}; "
                           f"{nearest(name, classes) if classes else 'it defines no classes'}")
-    check("__call__" in dir(cls), "reward", path, f"{name} needs a method __call__(self, samples)")
+    for method in methods:
+        check(method.split("(")[0] in dir(cls), field, path, f"{name} needs a method {method}")
     try:
         return cls(**(settings or {}))
     except ConfigError:
         raise
     except Exception as err:
-        raise ConfigError(f"reward={path!r}: {name}(**{dict(settings or {})!r}) raised "
+        raise ConfigError(f"{field}={path!r}: {name}(**{dict(settings or {})!r}) raised "
                           f"{type(err).__name__}: {err}") from err
 
 

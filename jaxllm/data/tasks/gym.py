@@ -1,90 +1,27 @@
-"""Tasks: generators of prompts with worked answers and a scorer for the final answer.
+"""reasoning-gym's generators, and one of them with its answer worked out.
 
-A task is a random-access, seeded source: `example(index)` is a pure function of settings and index.
-Questions, true answers and scorers come from reasoning-gym; what is added here is the worked answer,
-every intermediate state written out, computed independently and checked against the true answer.
+Questions, true answers and scorers come from reasoning-gym; what is added here is the worked answer, every intermediate
+state written out, computed independently and checked against the true answer.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import random
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxllm.config import ConfigError, check, nearest
+from jaxllm.config import ConfigError, check
+from jaxllm.data.tasks.base import Example, Task
+
+if TYPE_CHECKING:  # the registry names the tasks of this module
+    from jaxllm.data.tasks.registry import TaskConfig
 
 MAX_EXAMPLES = 1_000_000
 
 
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """One problem.
-
-    Attributes:
-      prompt: the question as the generator words it.
-      response: the worked answer to learn, ending in the final answer.
-      entry: what the scorer needs (reasoning-gym's entry for its tasks).
-    """
-
-    prompt: str
-    response: str
-    entry: dict[str, Any]
-
-
-class Task(Protocol):
-    """What a data source must offer to be trained on and scored."""
-
-    def example(self, index: int) -> Example:
-        """The `index`-th problem."""
-        ...
-
-    def score(self, text: str, entry: dict[str, Any]) -> float:
-        """1.0 for an exactly right final answer in `text`; graded below that where the scorer grades."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskConfig:
-    """Which task, and its settings.
-
-    Attributes:
-      name: a key of `TASKS`, or `reasoning_gym/NAME` for any other generator (answers not worked out).
-      seed: base of the problems' seeds; ranges `[seed, seed + size)` that do not overlap give unseen problems.
-      grid: side of the board, in cells (game_of_life).
-      min_steps, max_steps: range of simulated steps, one drawn per problem (game_of_life).
-      count_down: number the worked steps by those still to do in place of those begun (game_of_life).
-      fill: share of the board filled at the start, one draw with replacement per cell counted (game_of_life).
-    """
-
-    name: str = "game_of_life"
-    seed: int = 1_000_000_000
-    grid: int = 5
-    min_steps: int = 3
-    max_steps: int = 3
-    fill: float = 0.5
-    count_down: bool = False
-
-    def __post_init__(self) -> None:
-        check(self.name in TASKS or self.name.startswith("reasoning_gym/"), "task.name", self.name,
-              f"{nearest(self.name, TASKS)} (or reasoning_gym/NAME)")
-        check(self.grid >= 3, "task.grid", self.grid, "must be at least 3")
-        check(1 <= self.min_steps <= self.max_steps, "task.min_steps", self.min_steps,
-              f"must lie in 1..max_steps={self.max_steps}")
-        check(0 < self.fill <= 1, "task.fill", self.fill, "must lie in (0, 1]")
-
-
-def make_task(config: TaskConfig) -> Task:
-    """The task that `config` names."""
-    if config.name in TASKS:
-        return TASKS[config.name](config)
-    return ReasoningGym(config.name.removeprefix("reasoning_gym/"), config.seed)
-
-
-class ReasoningGym:
+class ReasoningGym(Task):
     """Any reasoning-gym generator with its default settings; the response is the bare answer."""
 
     def __init__(self, name: str, seed: int, **settings: Any) -> None:
@@ -110,7 +47,7 @@ class ReasoningGym:
         return float(self._dataset.score_answer(text.strip(), entry))
 
 
-class GameOfLife:
+class GameOfLife(Task):
     """Conway's game on a torus, every intermediate board written out as JSON arrays.
 
     `1: COUNTS = LOWER BOARD 2: COUNTS = LOWER BOARD ...`. COUNTS says for each cell how many live among itself and the
@@ -183,6 +120,3 @@ def _around(values: np.ndarray, axis: int) -> np.ndarray:
 
 def _compact(board: np.ndarray) -> str:
     return json.dumps(board.tolist(), separators=(",", ":"))
-
-
-TASKS: dict[str, Callable[[TaskConfig], Task]] = {"game_of_life": GameOfLife}

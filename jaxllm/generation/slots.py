@@ -1,0 +1,175 @@
+"""What the device does: `admit` reads prompts and lays them into slots, `advance` decodes all slots together."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+from jax.sharding import Mesh
+
+from jaxllm.generation.forward import next_logits, read_prompts
+from jaxllm.generation.sampling import Rows, sample
+from jaxllm.models import LayerCache, ModelConfig
+from jaxllm.models.layers import dtype_of
+from jaxllm.parallel import replicated, shardings
+
+
+@struct.dataclass
+class Slots:
+    """State of S slots with caches of N columns. `ends` is the length at which a slot's row is full."""
+
+    caches: tuple[LayerCache, ...]
+    held: jax.Array  # bool [S, N]
+    column: jax.Array  # int32
+    tokens: jax.Array  # int32 [S, N], by position
+    logprobs: jax.Array  # float32 [S, N]
+    versions: jax.Array  # int32 [S, N]
+    lengths: jax.Array  # int32 [S], tokens known
+    ends: jax.Array  # int32 [S]
+    running: jax.Array  # bool [S]
+    stoppable: jax.Array  # bool [S]
+    keys: jax.Array  # key [S]
+    sampling: Rows
+    routes: jax.Array | None  # int32 [L, S, N, k]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "slots", "length", "routes", "mesh"))
+def empty_slots(model: ModelConfig, slots: int, length: int, *, routes: bool = False,
+                mesh: Mesh | None = None) -> Slots:
+    """No slot running; caches are zeros, and routes -1 where they are kept.
+
+    Args:
+      model: description.
+      slots: S.
+      length: N.
+      routes: keep the experts that tokens took.
+      mesh: where all of it lies; the default device without one.
+    """
+    def cache() -> jax.Array:
+        return jnp.zeros((slots, model.num_kv_heads, length, model.head_dim), dtype_of(model.activation_dtype))
+
+    caches = tuple(LayerCache(cache(), cache()) for _ in range(model.num_layers))
+    taken = jnp.full((model.num_layers, slots, length, model.experts_per_token), -1, jnp.int32) if routes else None
+    return _lay(_nothing(slots, length, caches, taken), mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("mesh",), donate_argnames=("state",))
+def clear(state: Slots, *, mesh: Mesh | None = None) -> Slots:
+    """All as in `empty_slots` but for caches and routes, of which `admit` writes a slot's whole rows anyway."""
+    slots, length = state.tokens.shape
+    return _lay(_nothing(slots, length, state.caches, state.routes), mesh)
+
+
+def _nothing(s: int, n: int, caches: tuple[LayerCache, ...], routes: jax.Array | None) -> Slots:
+    def ints(*shape: int) -> jax.Array:
+        return jnp.zeros(shape, jnp.int32)
+
+    return Slots(
+        caches=caches, held=jnp.zeros((s, n), bool), column=ints(), tokens=ints(s, n), logprobs=jnp.zeros((s, n)),
+        versions=ints(s, n), lengths=ints(s), ends=ints(s), running=jnp.zeros(s, bool), stoppable=jnp.zeros(s, bool),
+        keys=jax.random.split(jax.random.key(0), s),
+        sampling=Rows(temperature=jnp.zeros(s), top_k=ints(s), top_p=jnp.ones(s), min_p=jnp.zeros(s)), routes=routes)
+
+
+def _lay(state: Slots, mesh: Mesh | None) -> Slots:
+    """Within a program: caches by their heads over `mesh`, the rest on all its devices. Nothing without a mesh."""
+    if mesh is None:
+        return state
+    heads, whole = shardings((None, "kv_heads", None, None), mesh), replicated(mesh)
+    layout = jax.tree.map(lambda _: whole, state)
+    layout = dataclasses.replace(layout, caches=jax.tree.map(lambda _: heads, state.caches))
+    return lax.with_sharding_constraint(state, layout)
+
+
+@struct.dataclass
+class Arrivals:
+    """M requests for slots `slots` `[M]` (those outside 0..S-1 are padding), whose prompts are rows `source` `[M]`."""
+
+    slots: jax.Array
+    source: jax.Array
+    ends: jax.Array
+    stoppable: jax.Array
+    seeds: jax.Array  # uint32 [M]
+    sampling: Rows
+
+
+@functools.partial(jax.jit, static_argnames=("model", "mesh"), donate_argnames=("state",))
+def admit(params: Any, state: Slots, prompts: jax.Array, lengths: jax.Array, new: Arrivals, *,
+          model: ModelConfig, mesh: Mesh | None = None) -> Slots:
+    """Slots with the arrivals in them; prompts `[R, P]` of `lengths` `[R]` are read up to their last token.
+
+    That one is read by the first decode step, which draws the first token of the answer.
+    """
+    n = state.tokens.shape[1]
+    read = lengths - 1
+    caches, routes = read_prompts(params, model, prompts, read)
+    rows, count = new.source, read[new.source]
+
+    def by_column(x: jax.Array, fill: Any = 0) -> jax.Array:
+        """`[M, ..., P, K]` in N columns such that the last row read lies just before the ring's next column."""
+        wide = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, n - x.shape[-2]), (0, 0)], constant_values=fill)
+        return jax.vmap(lambda row, shift: jnp.roll(row, shift, axis=-2))(wide, state.column - count)
+
+    def put(buffer: jax.Array, values: jax.Array) -> jax.Array:
+        return buffer.at[new.slots].set(values.astype(buffer.dtype), mode="drop")
+
+    def place(old: LayerCache, fresh: LayerCache) -> LayerCache:
+        return LayerCache(put(old.k, by_column(fresh.k[rows])), put(old.v, by_column(fresh.v[rows])))
+
+    held = by_column((jnp.arange(prompts.shape[1]) < count[:, None])[..., None])[..., 0]
+    tokens = jnp.pad(prompts, ((0, 0), (0, n - prompts.shape[1])))[rows]
+    kept = state.routes
+    if kept is not None and routes is not None:
+        wide = jnp.pad(routes, ((0, 0), (0, 0), (0, n - routes.shape[2]), (0, 0)), constant_values=-1)
+        kept = kept.at[:, new.slots].set(wide[:, rows], mode="drop")
+    return _lay(dataclasses.replace(
+        state, caches=tuple(place(old, fresh) for old, fresh in zip(state.caches, caches, strict=True)),
+        held=put(state.held, held), tokens=put(state.tokens, tokens), lengths=put(state.lengths, lengths[rows]),
+        ends=put(state.ends, new.ends), running=put(state.running, jnp.ones_like(new.stoppable)),
+        stoppable=put(state.stoppable, new.stoppable),
+        keys=state.keys.at[new.slots].set(jax.vmap(jax.random.key)(new.seeds), mode="drop"),
+        sampling=jax.tree.map(put, state.sampling, new.sampling), routes=kept), mesh)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "stop_ids", "mesh"), donate_argnames=("state",))
+def advance(params: Any, state: Slots, steps: jax.Array, finished: jax.Array, version: jax.Array, *,
+            model: ModelConfig, stop_ids: tuple[int, ...], mesh: Mesh | None = None) -> Slots:
+    """Decode up to `steps` tokens of every running slot, on the device.
+
+    Ends before that when none is left, or `finished` of those that ran have finished.
+    """
+    n, index = state.tokens.shape[1], jnp.arange(state.tokens.shape[0])
+    begun = state.running
+
+    def go_on(carry: tuple[jax.Array, Slots]) -> jax.Array:
+        step, slots = carry
+        return (step < steps) & jnp.any(slots.running) & (jnp.sum(begun & ~slots.running) < finished)
+
+    def step(carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
+        done, s = carry
+        last = jnp.maximum(s.lengths - 1, 0)
+        held = lax.dynamic_update_slice_in_dim(s.held, s.running[:, None], s.column, 1)
+        logits, caches, ids = next_logits(params, model, s.tokens[index, last], last, s.caches, held, s.column,
+                                          s.running)
+        drawn, logprob = sample(logits, jax.vmap(jax.random.fold_in)(s.keys, s.lengths), s.sampling)
+        place = jnp.where(s.running, s.lengths, n)  # past the end, where `drop` applies
+
+        def put(buffer: jax.Array, values: jax.Array) -> jax.Array:
+            return buffer.at[index, place].set(values, mode="drop")
+
+        lengths = s.lengths + s.running
+        stopped = s.stoppable & jnp.isin(drawn, jnp.array(stop_ids, jnp.int32))
+        routes = s.routes
+        if routes is not None and ids is not None:
+            routes = routes.at[:, index, jnp.where(s.running, last, n)].set(ids, mode="drop")
+        return done + 1, dataclasses.replace(
+            s, caches=caches, held=held, column=(s.column + 1) % n, tokens=put(s.tokens, drawn),
+            logprobs=put(s.logprobs, logprob), versions=put(s.versions, jnp.broadcast_to(version, index.shape)),
+            lengths=lengths, running=s.running & ~stopped & (lengths < s.ends), routes=routes)
+
+    return _lay(lax.while_loop(go_on, step, (jnp.zeros((), jnp.int32), state))[1], mesh)
