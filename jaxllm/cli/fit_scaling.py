@@ -41,11 +41,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fit each run, compare each two, print, and write what was asked for."""
     import numpy as np
-    from rich.console import Console
 
     from jaxllm.files import write_json
     from jaxllm.rl import scaling
-    from jaxllm.studies import table
+    from jaxllm.studies import console, table
 
     config = scaling.preset(args.preset)
     if args.skip is not None:
@@ -94,12 +93,12 @@ def run(args: argparse.Namespace) -> int:
             else {"fraction": args.fraction, "cut": rest.cut, "held_out": rest.held_out, "max_abs": rest.max_abs,
                   "mean_abs": rest.mean_abs, "mean": rest.mean, "fit": rest.fit.to_dict()}})
     compared = [scaling.compare(a.fit, b.fit, args.margin) for (a, _), (b, _) in itertools.combinations(found, 2)]
-    console = Console()
-    console.print(table(
+    out_console = console()
+    out_console.print(table(
         f"R0 + (A - R0) / (1 + (C_mid / C)^B), C in {unit}; {100 * args.level:.4g} % intervals in brackets",
         ["run", "points", "R0", "A", "C_mid", "B", "noise", f"error past {args.fraction:.0%}, max / mean"], shown))
     for line in [*(c.text for c in compared), *(f"note: {line}" for line in notes)]:
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        out_console.print(line, soft_wrap=True, markup=False, highlight=False)
     if args.json is not None:
         write_json(args.json, _finite({
             "reward_key": args.reward_key, "compute_key": key, "unit": unit, "preset": args.preset,
@@ -169,6 +168,11 @@ def _number(file: Path, row: dict[str, Any], key: str) -> float:
 def _names(files: list[Path]) -> list[str]:
     """A short name for each run: its directory's, or as much of the path as tells them apart."""
     names = [file.resolve().parent.name if file.name == "metrics.jsonl" else file.stem for file in files]
+    folders = zip(*(reversed(file.resolve().parts[:-1]) for file in files), strict=False)
+    unlike = [parts for parts in folders if len(set(parts)) > 1]
+    if len(set(names)) < len(names) and unlike:  # the nearest folder in which they differ
+        names = [f"{folder}/{name}" if names.count(name) > 1 else name for folder, name in zip(unlike[0], names,
+                                                                                               strict=True)]
     names = [name if names.count(name) == 1 else str(file) for name, file in zip(names, files, strict=True)]
     for file in files:
         if files.count(file) > 1:

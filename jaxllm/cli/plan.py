@@ -105,10 +105,10 @@ def _show(args: argparse.Namespace, found: dict[str, Any]) -> None:
                         ["memory of one device", "", ""], rows))
     if generator:
         _show_generator(console, args, found, trains)
+    sent = ", ".join(f"{kind} {_gigabytes(size)}" for kind, size in found["collective_bytes"].items())
     seconds = [["compute", f"{found['compute_s']:.4g} s", f"{found['step_flops']:.4g} model FLOPs a step"],
                ["device memory", f"{found['memory_s']:.4g} s", "estimate"],
-               ["links", f"{found['link_s']:.4g} s", "estimate: " + (", ".join(
-                   f"{kind} {_gigabytes(size)}" for kind, size in found["collective_bytes"].items()) or "nothing sent")]]
+               ["links", f"{found['link_s']:.4g} s", f"estimate: {sent or 'nothing sent'}"]]
     console.print(table(f"one step of {found['step_tokens']:,} tokens, lower bounds", ["", "", ""], seconds))
     console.print(f"roofline MFU (estimate, published peaks): {found['mfu']:.0%} if all overlaps, "
                   f"{found['mfu_serial']:.0%} if nothing does")
@@ -141,8 +141,9 @@ def _show_generator(console: Any, args: argparse.Namespace, found: dict[str, Any
 
 def _show_pace(console: Any, g: dict[str, Any]) -> None:
     """Which half waits for the other."""
-    console.print(f"generator (estimate): {g['tokens_per_s']:,.0f} tokens/s at most, {g['decode_s'] * 1e3:.3g} ms a decode "
-                  f"step; a batch of {g['batch_tokens']:,} response tokens, all at full length, takes {g['batch_s']:.4g} s")
+    console.print(f"generator (estimate): {g['tokens_per_s']:,.0f} tokens/s at most, {g['decode_s'] * 1e3:.3g} ms a "
+                  f"decode step; a batch of {g['batch_tokens']:,} response tokens, all at full length, takes "
+                  f"{g['batch_s']:.4g} s")
     verdict = {"generator": "the generator is the bottleneck", "trainer": "the trainer is the bottleneck",
                "neither": "about even"}[g["slower"]]
     console.print(f"training takes {g['train_s']:.4g} to {g['train_serial_s']:.4g} s: {verdict} (estimate); even at "

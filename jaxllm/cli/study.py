@@ -63,9 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run what is missing, then tabulate and draw."""
-    from rich.console import Console
-
-    from jaxllm.studies import plot_arms, run_study, summarize, table
+    from jaxllm.studies import console, plot_arms, run_study, summarize, table
 
     name = Path(args.config).stem
     study = load(StudyConfig, args.config, args.overrides)
@@ -83,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     found = {metric: summarize(records, metric) for metric in ("before", *METRICS, "train_seconds")}
     shown = [m for m, by_arm in found.items() if by_arm]
     rows = [[arm, *(found[m].get(arm) for m in shown)] for arm in study.arms if arm in found["pass_rate"]]
-    Console().print(table(f"{name}: means over seeds, 95 % t intervals", ["arm", *shown], rows))
+    console().print(table(f"{name}: means over seeds, 95 % t intervals", ["arm", *shown], rows))
     _markdown(out / "table.md", shown, rows)
     if found["pass_rate"]:
         plot_arms(out / "arms.png", found["pass_rate"], "held-out pass rate", name)

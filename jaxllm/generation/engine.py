@@ -1,7 +1,8 @@
-"""Continuous batching: a fixed number of slots, decoded together, each refilled as soon as its request is finished.
+"""Continuous batching: a fixed number of slots, decoded together, refilled as requests finish.
 
-The device does two things, each one program per shape: `admit` reads prompts and lays them into slots, `advance`
-decodes until a number of steps is done or a slot is free that somebody waits for. The host only queues and collects.
+The device does two things, each one program per shape (`slots.py`): `admit` reads prompts and lays them into slots,
+`advance` decodes until a number of steps is done or enough slots are free for those that wait. The host only queues and
+collects.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class EngineConfig:
         the waiting are let in together: reading prompts holds up all slots, and reading few costs a pass over the
         weights as reading many does. None for an eighth of the slots.
       prompt_bucket: prompts are padded to this length or twice, four times... as much; a program is compiled for each.
-      read_tokens: most prompt tokens read in one pass, padding included, which bounds its memory; a prompt that is longer
-        is read alone.
+      read_tokens: most prompt tokens read in one pass, padding included, which bounds its memory; a longer prompt is
+        read alone.
       stop_ids: tokens that end an answer (they belong to it).
       keep_routes: give back the experts that a mixture took for each token.
     """

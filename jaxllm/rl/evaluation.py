@@ -49,6 +49,7 @@ class Evaluation:
         `pass_at_n` the share of prompts with a right sample.
         """
         episodes, passed = self._run(engine, self._sampled)
+        passed = passed[~np.isnan(passed).all(axis=1)]  # prompts on which the reward failed throughout say nothing
         rates = np.nanmean(passed, axis=1)
         out = {"evaluation/pass_rate": float(np.nanmean(rates)),
                "evaluation/pass_rate_error": float(np.nanstd(rates) / np.sqrt(len(rates))),

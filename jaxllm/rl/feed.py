@@ -159,7 +159,7 @@ class RLFeed:
         passed = np.where(np.isnan(scores), np.nan, scores >= reward.pass_score)
         for group, row in zip(groups, passed, strict=True):
             if not np.isnan(row).all():
-                self.groups.curriculum.record(group.prompt, float(np.nanmean(row)))
+                self.groups.record(group.prompt, float(np.nanmean(row)))
         rewards, report = self._rewards(groups, scores, passed)
         episodes = [dataclasses.replace(e, id=(g.number, i)) for g in groups for i, e in enumerate(g.episodes)]
         by_id = {e.id: float(r) for e, r in zip(episodes, rewards.ravel(), strict=True)}

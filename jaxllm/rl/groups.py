@@ -4,9 +4,9 @@ A group is all samples of one prompt. Groups are numbered as they are begun. Ver
 updates; update t (from 0) turns version t into t + 1 and takes P groups.
 
 Why `block` keeps the lag within k. A group begun under version s is for update s + k at the latest, and may begin only
-while fewer than (s + k + 1) P have. So when update t is due, at most (s + k + 1 - t) P groups that were begun under s or
-before are left, as many as updates t to s + k take. Update t takes the oldest versions first, and waits for groups under
-way where without them more would be left than the later updates can take in time: the bound holds for t + 1 again. None
+while fewer than (s + k + 1) P have. So when update t is due, at most (s + k + 1 - t) P groups that were begun under s
+or before are left, as many as updates t to s + k take. Update t takes the oldest versions first, and waits for groups
+under way where else more would be left than the later updates can take in time: the bound holds for t + 1 again. None
 is ever older, and none is thrown away. (PipelineRL, arXiv 2509.19128, limits what its actors may begin; ScaleRL's
 trainer is at most k ahead.)
 """
@@ -145,6 +145,13 @@ class Groups:
         if config.resolved_policy == "block":
             return None
         return max(config.queue or 2 * self._per_step, self._per_step)
+
+    def record(self, prompt: int, rate: float) -> None:
+        """A pass rate, with which a prompt may be wanted again."""
+        with self.changed:
+            self.curriculum.record(prompt, rate)
+            self._solved = None
+            self.changed.notify_all()
 
     def fail(self, error: BaseException) -> None:
         """The generator is at its end; `take` raises the error."""

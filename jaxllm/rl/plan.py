@@ -3,8 +3,8 @@
 Exact: weights, caches and routes, from the shardings that an engine has. Estimates, and named so: how many copies there
 are at a time, and the times, rooflines of published device figures. A decode step reads the weights that its tokens
 meet and the caches of all slots, all columns of them whatever they hold: the engine's attention does. Not counted:
-reading prompts, what that takes of memory for a while, links, and the time until a program starts, which counts where
-decode steps are short.
+reading prompts, what that takes of memory for a while, a reward model, links, and the time until a program starts,
+which counts where decode steps are short.
 """
 
 from __future__ import annotations
@@ -104,8 +104,9 @@ def plan_generator(config: RLConfig, trainer: Plan, device: Device) -> Generator
     trains = trainer.parameter_bytes + trainer.optimizer_bytes + trainer.batch_bytes + trainer.temporary_bytes + handed
     limit = RESERVE * device.memory
 
-    step = decode_seconds(read + share, active_slots(config), flops_per_token(model, config.length) / 3, devices, device)
-    rate, longest = active_slots(config) / step, longest_response(config)
+    busy, longest, flops = active_slots(config), longest_response(config), flops_per_token(model, config.length) / 3
+    step = decode_seconds(read + share, busy, flops, devices, device)
+    rate = busy / step
     train, serial = _train_seconds(trainer)
     batch = config.rows * longest / rate
     return GeneratorPlan(

@@ -4,8 +4,8 @@ Entry points: `run_study`, `Cell`, `mean_interval`, `proportion_interval`, `pair
 """
 
 from jaxllm.studies.intervals import Interval, mean_interval, paired_interval, proportion_interval
-from jaxllm.studies.report import plot_arms, plot_curves, summarize, table
+from jaxllm.studies.report import console, plot_arms, plot_curves, summarize, table
 from jaxllm.studies.runner import Cell, run_study
 
-__all__ = ["Cell", "Interval", "mean_interval", "paired_interval", "plot_arms", "plot_curves", "proportion_interval",
-           "run_study", "summarize", "table"]
+__all__ = ["Cell", "Interval", "console", "mean_interval", "paired_interval", "plot_arms", "plot_curves",
+           "proportion_interval", "run_study", "summarize", "table"]

@@ -49,6 +49,14 @@ def show(value: Any) -> str:
     return f"{value:.3g}" if abs(value) < 100 else f"{value:,.0f}"
 
 
+def console() -> Any:
+    """A rich console that is as wide as its terminal, and wide enough for tables where there is none."""
+    from rich.console import Console
+
+    found = Console()
+    return found if found.is_terminal else Console(width=max(found.width, 160))
+
+
 def plot_arms(path: str | Path, summary: Mapping[str, Interval], ylabel: str, title: str) -> None:
     """Means with intervals, one point an arm, as a picture."""
     import matplotlib

@@ -58,8 +58,8 @@ def configured(**changes):
     return build(RLConfig, merged(RUN, changes))
 
 
-def run(directory, *, resume=False, **changes):
-    return train_policy(configured(**changes), directory, resume=resume, log=lambda text: None)
+def run(directory, *, resume=False, log=lambda text: None, **changes):
+    return train_policy(configured(**changes), directory, resume=resume, log=log)
 
 
 def interrupt(monkeypatch, after):

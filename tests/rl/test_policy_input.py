@@ -85,8 +85,8 @@ def test_settings_that_cannot_work(tmp_path, changes, match):
 
 def test_shared_devices_in_two_threads_are_refused(tmp_path, monkeypatch):
     monkeypatch.undo()  # all eight
-    with pytest.raises(ConfigError, match=r"pipeline.generator_devices=0: a mesh of 8 devices cannot train and generate "
-                                          r"at a time.*Keep some devices for the generator, or set mode=sync"):
+    with pytest.raises(ConfigError, match=r"pipeline.generator_devices=0: a mesh of 8 devices cannot train and "
+                                          r"generate at a time.*Keep some devices for the generator, or set mode=sync"):
         run(tmp_path, pipeline={"mode": "pipeline"})
     with pytest.raises(ConfigError, match="devices=8: 8 are kept for something else than training"):
         run(tmp_path, pipeline={"mode": "pipeline", "generator_devices": 8})
@@ -106,7 +106,8 @@ def test_batches_without_a_signal_leave_the_weights_alone(tmp_path):
     still = {"optimizer": {"weight_decay": 0.0}, "reward": {"name": f"{REWARDS}:Constant"}, "steps": 3}
     run(tmp_path, **still)
     found = metrics(tmp_path)
-    assert all(found[i]["train/loss"] == found[i]["train/grad_norm"] == found[i]["rl/kept_share"] == 0 for i in (1, 2, 3))
+    for name in ("train/loss", "train/grad_norm", "rl/kept_share"):
+        assert [found[i][name] for i in (1, 2, 3)] == [0, 0, 0]
     assert found[3]["train/param_norm"] == found[1]["train/param_norm"] and found[3]["train/skipped"] == 0
 
 
@@ -130,10 +131,17 @@ def test_samples_without_a_score_are_left_out(tmp_path):
     assert dropped > 0
 
 
-def test_every_prompt_solved_ends_the_run(tmp_path):
-    with pytest.raises(ConfigError, match="solved=0.9: all 4 prompts have reached this pass rate"):
-        run(tmp_path, prompts={"size": 4}, solved=0.9, reward={"name": f"{REWARDS}:Constant", "settings": {"value": 1.0}})
-    assert len(groups(tmp_path)) == 4
+@pytest.mark.parametrize("mode", ["sync", "pipeline"])
+def test_every_prompt_solved_ends_the_run(tmp_path, mode):
+    pipeline = {"mode": mode, "max_lag": 0}  # a second epoch waits for the scores of the first
+    reward = {"name": f"{REWARDS}:Constant", "settings": {"value": 1.0}}
+    told = []
+    run(tmp_path, log=told.append, prompts={"size": 4}, solved=0.9, reward=reward, pipeline=pipeline)
+    assert any("ends at step 2 of 6: solved=0.9: all 4 prompts have reached this pass rate" in line for line in told)
+    assert sorted(g["prompt"] for g in groups(tmp_path)) == [0, 1, 2, 3]
+    assert metrics(tmp_path)[2]["rl/prompts_left"] == 0
+    assert (tmp_path / "checkpoints/2/manifest.json").exists()
+    run(tmp_path, resume=True, prompts={"size": 4}, solved=0.9, reward=reward, pipeline=pipeline)
 
 
 def test_defaults_are_those_of_the_paper():

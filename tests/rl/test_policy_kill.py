@@ -11,8 +11,15 @@ from safetensors.numpy import load_file
 from tests.rl.policy import RUN, assert_used_once, groups, merged, metrics
 from tests.training.test_kill import Run
 
-STEPS = 60
+STEPS = 40
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def programs(tmp_path, monkeypatch):
+    """Five processes of the same programs: one compiles them."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "programs"))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def config_file(tmp_path, mode):

@@ -1,4 +1,4 @@
-"""Whole runs of a tiny policy: stopped and resumed, on shared and on own devices, with experts, adapters and budgets."""
+"""Whole runs of a tiny policy: stopped and resumed, on devices of its own, with experts, adapters and budgets."""
 
 import json
 

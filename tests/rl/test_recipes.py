@@ -1,4 +1,4 @@
-"""The recipes that ScaleRL is compared with differ from its own in what the comparison's table says, and in nothing else."""
+"""Recipes that ScaleRL is compared with differ from its own in what the comparison says, and in nothing else."""
 
 from pathlib import Path
 

@@ -161,7 +161,7 @@ def test_a_batch_that_is_not_finite_is_skipped(tmp_path, monkeypatch, whole):
 def test_the_best_checkpoints_are_those_of_lowest_validation(tmp_path, monkeypatch):
     wanted = iter([2.0, 1.0, float("nan"), 3.0, 0.5, 4.0])
 
-    def validation(run):
+    def validation(*args):
         return lambda params: next(wanted)
 
     monkeypatch.setattr(feed, "_validation", validation)
