@@ -25,7 +25,7 @@ RL = {
 @pytest.fixture
 def study(tmp_path):
     for name, config in {"sft": SFT, "rl": RL, "study": {
-            "config": str(tmp_path / "rl.yaml"), "before": {"config": str(tmp_path / "sft.yaml")}, "seeds": [3],
+            "config": str(tmp_path / "rl.yaml"), "before": {"config": str(tmp_path / "sft.yaml")}, "seeds": [3], "baseline": "rl",
             "arms": {"rl": [{}], "sft_only": [{"config": str(tmp_path / "sft.yaml")}]}}}.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
     return tmp_path
@@ -42,7 +42,11 @@ def test_arms_are_measured_and_a_second_call_goes_on(study, capsys):
     # The run's own measurement before its first step and after its last are the study's of the two models.
     assert curve[0]["evaluation/pass_rate"] == cells[0]["before"]
     assert curve[-1]["evaluation/pass_rate"] == pytest.approx(cells[0]["pass_rate"], abs=0.101)
-    assert "| rl |" in (study / "out/table.md").read_text() and (study / "out/curves.png").stat().st_size > 1000
+    table = (study / "out/table.md").read_text().splitlines()
+    assert table[0].endswith("| difference |") and table[2].startswith("| rl |")
+    shown = round(float(table[3].split("|")[-2]), 3)
+    assert shown == pytest.approx(cells[1]["pass_rate"] - cells[0]["pass_rate"], abs=2e-3)
+    assert (study / "out/curves.png").stat().st_size > 1000
     assert main([*command, "seeds=[3]"]) == 0  # nothing is left to do
     assert len((study / "out/cells.jsonl").read_text().splitlines()) == 2
     assert "pass_rate" in capsys.readouterr().out

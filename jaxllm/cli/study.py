@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jaxllm.config import check, load
+from jaxllm.config import check, load, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +35,7 @@ class StudyConfig:
       before: what is trained once a seed, from which all arms start; None to start as the configs say.
       overrides: `key=value` words for every part on `config`, and for measuring.
       seeds: of every arm; they set the parts' `seed`.
+      baseline: arm that the others are compared with, seed by seed.
     """
 
     config: str
@@ -42,10 +43,13 @@ class StudyConfig:
     before: Part | None = None
     overrides: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
+    baseline: str | None = None
 
     def __post_init__(self) -> None:
         check(len(self.arms) > 0, "arms", self.arms, "needs at least one")
         check(len(self.seeds) > 0, "seeds", self.seeds, "needs at least one")
+        check(self.baseline is None or self.baseline in self.arms, "baseline", self.baseline,
+              nearest(str(self.baseline), self.arms))
 
 
 METRICS = ("pass_rate", "greedy", "truncated", "tool_share", "interrupted", "response_length")
@@ -79,6 +83,8 @@ def run(args: argparse.Namespace) -> int:
 
     records = run_study(name, arms, study.seeds, measure, out, deadline_s=args.deadline)
     found = {metric: summarize(records, metric) for metric in ("before", *METRICS, "train_seconds")}
+    if study.baseline is not None:
+        found["difference"] = _differences(records, study.baseline)
     shown = [m for m, by_arm in found.items() if by_arm]
     rows = [[arm, *(found[m].get(arm) for m in shown)] for arm in study.arms if arm in found["pass_rate"]]
     console().print(table(f"{name}: means over seeds, 95 % t intervals", ["arm", *shown], rows))
@@ -88,6 +94,19 @@ def run(args: argparse.Namespace) -> int:
         _plot_curves(out)
     print(f"wrote {out}")
     return 0
+
+
+def _differences(records: list[dict[str, Any]], baseline: str) -> dict[str, Any]:
+    """By arm, its pass rate less the baseline's of the same seed."""
+    from jaxllm.studies import paired_interval
+
+    rates = {(r["arm"], r["seed"]): r["pass_rate"] for r in records}
+    out = {}
+    for arm in dict.fromkeys(r["arm"] for r in records):
+        both = [seed for a, seed in rates if a == arm and (baseline, seed) in rates]
+        if arm != baseline and both:
+            out[arm] = paired_interval([rates[arm, s] for s in both], [rates[baseline, s] for s in both])
+    return out
 
 
 def _cell(study: StudyConfig, arm: str, seed: int, work: Path, out: Path) -> dict[str, Any]:

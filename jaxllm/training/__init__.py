@@ -17,6 +17,6 @@ from jaxllm.training.step import jit_step, make_step
 from jaxllm.training.stopping import RunStopped
 
 __all__ = ["BatchShape", "Diverged", "Fed", "Feed", "Measured", "MeshConfig", "Objective", "OptimizerConfig",
-           "RunConfig", "RunStopped", "Stage", "TrainConfig", "TrainState", "causal_loss", "causal_objective", "cross_entropy",
-           "flops_per_token", "init_state", "jit_step", "make_optimizer", "make_step", "place_state", "router_losses",
-           "state_shardings", "token_losses", "train"]
+           "RunConfig", "RunStopped", "Stage", "TrainConfig", "TrainState", "causal_loss", "causal_objective",
+           "cross_entropy", "flops_per_token", "init_state", "jit_step", "make_optimizer", "make_step", "place_state",
+           "router_losses", "state_shardings", "token_losses", "train"]

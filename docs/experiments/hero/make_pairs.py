@@ -1,7 +1,7 @@
 """Preference pairs for the HERO runs: right answers against answers with digits that are off.
 
-Problems 7,000 to 9,999 of two-digit addition, which no other run reads. Wrong answers are in either notation too, one to
-three digits changed, so that a reward model has to check the sum and cannot go by form.
+Problems 7,000 to 9,999 of two-digit addition, which no other run reads. Wrong answers are in either notation too, one
+to three digits changed, so that a reward model has to check the sum and cannot go by form.
 """
 
 import json
