@@ -16,6 +16,7 @@ from jaxllm.diffusion import shipped_model
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.ipynb")), ids=lambda p: p.name)
 def test_notebook_runs(path, tmp_path):
     nbclient = pytest.importorskip("nbclient")

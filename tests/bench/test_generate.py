@@ -48,4 +48,5 @@ def test_both_sides_answer_the_same_requests(monkeypatch, capsys):
     assert len(batches) == 7 * repeats and sum(batches) == repeats * (sum(lengths) + 32 * 32)
     assert out["tokens"] == {"fixed": 32 * 32, "continuous": sum(lengths), "static": sum(lengths)}
     assert out["ratios"] == generate.ratios(out) and out["ratios"]["vs_transformers"] is None
-    assert "no peer here" in out["notes"][1] and "192 requests" in capsys.readouterr().out
+    assert [len(s) for s in out["cpu_seconds"].values()] == [repeats] * 3
+    assert "no peer here" in out["notes"][2] and "192 requests" in capsys.readouterr().out

@@ -275,12 +275,14 @@ def two_parts():
     return Trainer(LossConfig(), accumulate=2, devices=1, data=1)
 
 
+@pytest.mark.slow
 def test_a_mesh_gives_the_training_of_one_device():
     """Of the loss that looks along T, which is split here, with all that a batch may hold."""
     config = LossConfig(loss="gspo", eps_low=0.5, eps_high=0.5, ratio="decoupled", kl_coef=0.1)
     same(Trainer(config, accumulate=2, data=2, fsdp=2, sequence=2).run(), Trainer(config, devices=1, data=1).run())
 
 
+@pytest.mark.slow
 def test_parts_and_pieces_give_the_training_of_the_whole(monkeypatch, two_parts):
     """Parts of the batch, one with more prompts than the other; pieces of the logits on a mesh."""
     expected = two_parts.run()

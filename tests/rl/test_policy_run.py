@@ -100,6 +100,7 @@ def test_a_generator_on_devices_of_its_own(tmp_path, monkeypatch):
     assert_used_once(tmp_path, 9, 2)
 
 
+@pytest.mark.slow
 @ONE
 @pytest.mark.parametrize("model", [
     {"num_experts": 4, "experts_per_token": 2, "d_expert": 32, "router": "softmax_renormalized", "family": "qwen3_moe"},
@@ -139,6 +140,7 @@ def test_long_responses_are_worth_less(tmp_path, kind):
     assert changed > 0
 
 
+@pytest.mark.slow
 @ONE
 @pytest.mark.parametrize("mode", ["sync", "pipeline"])
 def test_the_best_by_pass_rate_are_kept(tmp_path, mode):

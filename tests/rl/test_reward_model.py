@@ -119,6 +119,7 @@ def steps(mesh, accumulate=1, model=MODEL):
     return out, jax.tree.map(np.asarray, state.params)
 
 
+@pytest.mark.slow
 def test_accumulation_and_meshes_keep_pairs_and_numbers():
     found, params = steps(make_mesh(data=1, devices=jax.devices()[:1]))
     assert found[0] == pytest.approx([math.log(2), 0.5, 0.0]) and found[1] != found[0]  # the head starts at zero

@@ -174,6 +174,7 @@ def differences(model, replay=True):
     return np.abs(np.asarray(again(params)) - logged)[sampled]
 
 
+@pytest.mark.slow
 def test_how_far_ratios_are_off_without_a_float32_head_or_replay():
     wide = dataclasses.replace(MODEL, d_model=64, num_heads=4, num_kv_heads=2, head_dim=16)
     mixture = dataclasses.replace(EXPERTS, d_model=64, num_heads=4, num_kv_heads=2, head_dim=16, num_layers=4,
