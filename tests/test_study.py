@@ -25,7 +25,8 @@ RL = {
 @pytest.fixture
 def study(tmp_path):
     for name, config in {"sft": SFT, "rl": RL, "study": {
-            "config": str(tmp_path / "rl.yaml"), "before": {"config": str(tmp_path / "sft.yaml")}, "seeds": [3], "baseline": "rl",
+            "config": str(tmp_path / "rl.yaml"), "before": {"config": str(tmp_path / "sft.yaml")}, "seeds": [3],
+            "baseline": "rl",
             "arms": {"rl": [{}], "sft_only": [{"config": str(tmp_path / "sft.yaml")}]}}}.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
     return tmp_path
