@@ -27,7 +27,8 @@ def study(tmp_path):
     for name, config in {"sft": SFT, "rl": RL, "study": {
             "config": str(tmp_path / "rl.yaml"), "before": {"config": str(tmp_path / "sft.yaml")}, "seeds": [3],
             "baseline": "rl",
-            "arms": {"rl": [{}], "sft_only": [{"config": str(tmp_path / "sft.yaml")}]}}}.items():
+            "arms": {"rl": [{}], "sft_only": [{"config": str(tmp_path / "sft.yaml"),
+                                                     "overrides": ["init_from=null", "model.d_mlp=32"]}]}}}.items():
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(config))
     return tmp_path
 

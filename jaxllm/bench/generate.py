@@ -41,22 +41,26 @@ def bench(quick: bool) -> dict[str, Any]:
     lengths = np.exp(rng.uniform(np.log(longest / 16), np.log(longest), rounds * SLOTS)).astype(int)
     fixed = [_request(i, prompts[i], answer) for i in range(SLOTS)]
     mixed = [_request(i, prompts[i], int(n)) for i, n in enumerate(lengths)]
-    engine = Engine(params, model, EngineConfig(slots=SLOTS, length=PROMPT + longest, chunk=longest,
-                                                prompt_bucket=PROMPT, read_tokens=READ))
+
+    def engine_for(length: int) -> Engine:
+        return Engine(params, model, EngineConfig(slots=SLOTS, length=PROMPT + length, chunk=length,
+                                                  prompt_bucket=PROMPT, read_tokens=READ))
+
+    even, engine = engine_for(answer), engine_for(longest)
 
     def static() -> None:
         for start in range(0, len(mixed), SLOTS):
             engine.run(mixed[start:start + SLOTS])
 
-    sides: dict[str, Callable[[], Any]] = {"fixed": lambda: engine.run(fixed),
+    sides: dict[str, Callable[[], Any]] = {"fixed": lambda: even.run(fixed),
                                            "continuous": lambda: engine.run(mixed), "static": static}
     peers, missing = torch_sides(lambda: _torch(model, prompts[:SLOTS], answer))
     sides |= peers
     with console.status("compiling"):  # a program for each number of prompts that is read at a time
         for count in (2**i for i in range((READ // PROMPT).bit_length())):
             engine.run([_request(i, prompts[i], 2) for i in range(count)])
-        for call in peers.values():
-            call()
+        for name in ("fixed", *peers):
+            sides[name]()
     # Of all threads: what a side costs also where others use the machine, which seconds on the clock do not say.
     cpu_seconds: dict[str, list[float]] = {name: [] for name in sides}
 

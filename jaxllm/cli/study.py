@@ -14,7 +14,7 @@ from jaxllm.config import check, load, nearest
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One training run of an arm; it starts from the weights of the part before it.
+    """One training run of an arm; it starts from the weights of the part before it unless it says `init_from`.
 
     Attributes:
       config: YAML file of `jaxllm train`; None takes the study's.
@@ -145,8 +145,8 @@ def _train(study: StudyConfig, part: Part, start: Path | None, seed: int, where:
     from jaxllm.training import train
 
     shutil.rmtree(where, ignore_errors=True)
-    overrides = [*(study.overrides if part.config is None else ()), *part.overrides, f"seed={seed}",
-                 *([] if start is None else [f"init_from={start}"])]
+    overrides = [*(study.overrides if part.config is None else ()), f"seed={seed}",
+                 *([] if start is None else [f"init_from={start}"]), *part.overrides]  # a part may start elsewhere
     config, objective = open_config(part.config or study.config, overrides)
     if isinstance(config, RLConfig):
         train_policy(config, where, log=_quiet)

@@ -123,6 +123,9 @@ class RewardConfig:
       use: the `verifier`'s scores, a reward `model`'s, or both by `hero`. A verifier is always there, for pass rates.
       model: Hugging Face directory of the reward model.
       rows: samples that the reward model reads at a time.
+      too_long: what becomes of a sample that is longer than the reward model reads: an `error`, or its first tokens are
+        `cut`, which `rl/model_cut` counts.
+      chat: prompt and response go to the reward model by the chat template of its directory.
       hero: settings of `hero`.
       length: rewards by length; null for none.
       guard: limits on what a reward may do.
@@ -136,6 +139,8 @@ class RewardConfig:
     use: Literal["verifier", "model", "hero"] = "verifier"
     model: str | None = None
     rows: int = 16
+    too_long: Literal["error", "cut"] = "error"
+    chat: bool = False
     hero: HeroConfig = HeroConfig()
     length: LengthConfig | None = None
     guard: GuardConfig = GuardConfig()
@@ -229,7 +234,7 @@ class RLConfig(RunConfig):
       length: tokens of a row, prompt and response together.
       rollout: how prompts are sampled.
       reward: how samples are scored.
-      loss: what is maximised; its temperature is the rollout's.
+      loss: what is maximised; its temperature is the rollout's, its KL term's reference the policy of `init_from`.
       solved: prompts whose last pass rate reached this are not asked again in later epochs; null for no such rule.
       pipeline: how generating and training take turns.
       slots: responses that are decoded at a time.
@@ -262,13 +267,14 @@ class RLConfig(RunConfig):
         super().__post_init__()
         for name in ("steps", "prompts_per_step", "length", "slots", "chunk", "prompt_bucket", "max_empty"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        check(not self.model.score_head, "model.score_head", True, "a reward model writes nothing; a policy has none")
         check(self.model.causal, "model.causal", self.model.causal, "a policy writes token after token: set it to true")
         check(self.length <= self.model.max_length, "length", self.length,
               f"the model reads {self.model.max_length} tokens (model.max_length)")
         check(self.loss.temperature in (1.0, self.rollout.temperature), "loss.temperature", self.loss.temperature,
               "is that of the rollout; set rollout.temperature")
-        check(self.loss.kl_coef == 0, "loss.kl_coef", self.loss.kl_coef,
-              "the loop keeps no reference policy; set it to 0")
+        check(self.loss.kl_coef == 0 or self.init_from is not None, "loss.kl_coef", self.loss.kl_coef,
+              "holds to the policy of init_from; state it, or set it to 0")
         check(self.keep_best == 0 or self.evaluation is not None, "keep_best", self.keep_best,
               "the best are told by evaluation; set evaluation, or 0")
         check(self.accumulate == 1 or self.rows % self.accumulate == 0, "accumulate", self.accumulate,
@@ -301,7 +307,7 @@ class RLConfig(RunConfig):
     @property
     def batch_shapes(self) -> list[BatchShape]:
         """The one there is."""
-        return [BatchShape("prompts_per_step x rollout.samples", self.rows, self.length, self.accumulate)]
+        return [BatchShape(("prompts_per_step x rollout.samples", "length"), self.rows, self.length, self.accumulate)]
 
     @property
     def tokenizer_sources(self) -> list[tuple[str, str | None, TaskConfig]]:

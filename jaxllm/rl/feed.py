@@ -21,7 +21,7 @@ from jaxllm.config import ConfigError, check
 from jaxllm.files import read_jsonl, write_text
 from jaxllm.generation import Engine
 from jaxllm.generation.episode import Episode
-from jaxllm.models import ModelConfig, unstack
+from jaxllm.models import unstack
 from jaxllm.parallel import make_mesh, shard_batch
 from jaxllm.rl.batch import RLBatch
 from jaxllm.rl.config import RLConfig
@@ -30,7 +30,9 @@ from jaxllm.rl.evaluation import Evaluation, engine_config
 from jaxllm.rl.generator import Generator, Scorer
 from jaxllm.rl.groups import Group, Groups
 from jaxllm.rl.losses import rl_loss
+from jaxllm.rl.plan import check_generator
 from jaxllm.rl.prompts import Prompts, make_verifier
+from jaxllm.rl.reference import Reference
 from jaxllm.rl.reward_model import RewardModel
 from jaxllm.rl.rewards import RewardGuard, Spread, hero_rewards, length_penalty, overlong, rescale
 from jaxllm.rl.rollout import Rollouts, make_batch
@@ -43,17 +45,20 @@ GROUPS = "groups.jsonl"  # what every update was made of, in the run's directory
 def rl_objective(config: RLConfig) -> Objective:
     """The policy loss, and shapes of its batches."""
     return Objective(loss=rl_loss(config.model, config.policy_loss),
-                     shapes=functools.partial(_abstract_batch, config.model, config.replays))
+                     shapes=functools.partial(_abstract_batch, config))
 
 
-def _abstract_batch(model: ModelConfig, replays: bool, rows: int, length: int) -> RLBatch:
+def _abstract_batch(config: RLConfig, rows: int, length: int) -> RLBatch:
+    model = config.model
+
     def of(dtype: Any, *more: int) -> Any:
         return jax.ShapeDtypeStruct((rows, length, *more), dtype)
 
-    routes = of(jnp.int32, model.num_layers, model.experts_per_token) if replays else None
+    routes = of(jnp.int32, model.num_layers, model.experts_per_token) if config.replays else None
+    reference = of(jnp.float32) if config.loss.kl_coef else None
     return RLBatch(tokens=of(jnp.int32), positions=of(jnp.int32), segment_ids=of(jnp.int32), loss_mask=of(jnp.float32),
                    sampler_logprobs=of(jnp.float32), advantages=of(jnp.float32), weights=of(jnp.float32),
-                   staleness=of(jnp.float32), routes=routes)
+                   staleness=of(jnp.float32), reference_logprobs=reference, routes=routes)
 
 
 class RLFeed:
@@ -71,9 +76,7 @@ class RLFeed:
               "reinforcement learning runs in one process so far; give it all devices of one host")
         pipeline = config.pipeline
         self._threaded = pipeline.mode == "pipeline"
-        check(not self._threaded or pipeline.generator_devices > 0 or mesh.size == 1, "pipeline.generator_devices", 0,
-              f"a mesh of {mesh.size} devices cannot train and generate at a time: programs of two threads would wait "
-              "for each other. Keep some devices for the generator, or set mode=sync")
+        check_generator(config, mesh.size)  # programs of two threads would wait for each other on more than one
         self._config, self._tokenizer, self._run_dir = config, tokenizer, run_dir
         resolved = config.rollout.resolve(tokenizer)
         room = config.length - resolved.longest
@@ -82,13 +85,17 @@ class RLFeed:
         self._prompts = Prompts(config.prompts, tokenizer, room=room)
         self._rollout = config.rollout.resolve(tokenizer, self._prompts.pauses)
         self._guard = RewardGuard(make_verifier(config.reward, self._prompts), config.reward.guard)
-        model = None if config.reward.model is None else RewardModel(config.reward.model, rows=config.reward.rows)
+        reward, self._model = config.reward, None
+        if reward.model is not None:
+            self._model = RewardModel(reward.model, rows=reward.rows, too_long=reward.too_long, chat=reward.chat)
         self._engine_config = engine_config(config, self._prompts)
-        self._score = Scorer(self._prompts, self._guard, tokenizer, self._engine_config.stop_ids[:1], model)
+        self._score = Scorer(self._prompts, self._guard, tokenizer, self._engine_config.stop_ids[:1],
+                             self._model)
         count = pipeline.generator_devices
         self._generator_mesh = make_mesh(1, 1, count, devices=jax.devices()[-count:]) if count else None
         self.groups = Groups(pipeline, Curriculum(len(self._prompts), config.seed, config.solved),
                              config.prompts_per_step, config.steps, config.seed)
+        self._reference = Reference(config, mesh) if config.loss.kl_coef else None
         self._spread, self._flops, self._empty = Spread(), 0.0, 0
         self._engine: Engine | None = None
         self._generator: Generator | None = None
@@ -98,6 +105,9 @@ class RLFeed:
         self._evaluation = None
         if config.evaluation is not None:
             self._evaluation = Evaluation(config, config.evaluation, tokenizer)
+            other = self._evaluation.prompts.pauses
+            check(other == self._prompts.pauses, "evaluation.prompts", list(other), "its environment speaks up after "
+                  f"other tokens than that of prompts, {list(self._prompts.pauses)}; one engine serves both")
 
     def _open(self, params: Any, version: int) -> Generator:
         """The engine and what drives it, on first use."""
@@ -136,7 +146,8 @@ class RLFeed:
                 batch, report = self._make(groups, step, log)
                 report |= {"perf/generation_wait_s": waited, "rl/waiting_groups": float(self.groups.waiting),
                            "rl/lost_groups": float(self.groups.lost), "perf/flops_total": self._flops}
-                yield Fed(step, shard_batch(batch, 0, rows, sharding), report)
+                batch = shard_batch(batch, 0, rows, sharding)
+                yield Fed(step, batch if self._reference is None else self._reference(batch), report)
 
     def _take(self, step: int, start: int) -> list[Group]:
         if self._threaded:
@@ -189,6 +200,8 @@ class RLFeed:
         else:
             model_scores = np.stack([g.model_scores for g in groups])  # type: ignore[arg-type]
             report["rl/model_score"] = float(np.nanmean(model_scores))
+            if self._model is not None and self._model.cut:
+                report["rl/model_cut"] = float(self._model.cut)
             if reward.use == "model":
                 rewards = np.where(np.isnan(scores), np.nan, model_scores).astype(np.float32)
             else:
@@ -266,6 +279,7 @@ class RLFeed:
         check(within or self._config.pipeline.resolved_policy != "block", "pipeline.max_lag", lag,
               f"the checkpoint of step {step} was made with {old}, so that its groups may come later; give no less")
         self.groups.restore(saved["groups"], (directory / WAITING).read_bytes())
+        self._reference = Reference(config, mesh) if config.loss.kl_coef else None
         self._spread, self._flops, self._empty = Spread.of(saved["spread"]), saved["flops"], saved["empty"]
 
     def close(self) -> None:

@@ -3,8 +3,8 @@
 Exact: weights, caches and routes, from the shardings that an engine has. Estimates, and named so: how many copies there
 are at a time, and the times, rooflines of published device figures. A decode step reads the weights that its tokens
 meet and the caches of all slots, all columns of them whatever they hold: the engine's attention does. Not counted:
-reading prompts, what that takes of memory for a while, a reward model, links, and the time until a program starts,
-which counts where decode steps are short.
+reading prompts, what that takes of memory for a while, a reward model, a reference policy, links, and the time until a
+program starts, which counts where decode steps are short.
 """
 
 from __future__ import annotations

@@ -242,7 +242,7 @@ class RewardModel:
                 name = f"sequence {i}" if names is None else names[i]
                 check(len(ids) > 0, f"{name}.tokens", 0, "there must be at least one")
                 check(self._too_long == "cut", f"{name}.tokens", len(ids), f"the reward model takes {self._longest}; "
-                      "shorten the rollouts, or too_long='cut' to lose the first ones")
+                      "shorten the rollouts, or too_long=cut (reward.too_long) to lose the first ones")
                 self.cut += 1
                 ids = ids[-self._longest:]
             width = min(max(SHORTEST, 1 << (len(ids) - 1).bit_length()), self._longest)

@@ -140,9 +140,9 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class BatchShape:
-    """A batch of `rows` x `length` tokens that setting `name` asks for, taken in `parts`; `together` rows stay so."""
+    """A batch of `rows` x `length` tokens, as two `settings` say, taken in `parts`; `together` rows stay so."""
 
-    name: str
+    settings: tuple[str, str]
     rows: int
     length: int
     parts: int
@@ -181,14 +181,14 @@ class TrainConfig(RunConfig):
     @property
     def batch_shapes(self) -> list[BatchShape]:
         """Those of the stages."""
-        return [BatchShape(f"stages.{i}.data", stage.data.batch_size, stage.data.length, self.accumulate)
+        return [BatchShape(_named(f"stages.{i}.data"), stage.data.batch_size, stage.data.length, self.accumulate)
                 for i, stage in enumerate(self.stages)]
 
     @property
     def held_out_shapes(self) -> list[BatchShape]:
         """The validation's."""
         held_out = self.validation
-        return [] if held_out is None else [BatchShape("validation", held_out.batch_size, held_out.length, 1)]
+        return [] if held_out is None else [BatchShape(_named("validation"), held_out.batch_size, held_out.length, 1)]
 
     @property
     def tokenizer_sources(self) -> list[tuple[str, str | None, TaskConfig]]:
@@ -201,3 +201,7 @@ class TrainConfig(RunConfig):
         """The validation's task."""
         held_out = self.validation
         return None if held_out is None or held_out.path is not None or held_out.mixture else held_out.task
+
+
+def _named(data: str) -> tuple[str, str]:
+    return f"{data}.batch_size", f"{data}.length"

@@ -273,10 +273,10 @@ def check_batches(config: RunConfig, mesh: Mesh) -> None:
     """Every batch, and every part of it under accumulation, must split over the mesh's batch and sequence axes."""
     sequence, ways = mesh.shape["sequence"], mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
     for shape in config.batch_shapes + config.held_out_shapes:
-        needed = ways * shape.parts * shape.together
-        check(shape.rows % needed == 0, f"{shape.name}.batch_size", shape.rows,
+        (rows, length), needed = shape.settings, ways * shape.parts * shape.together
+        check(shape.rows % needed == 0, rows, shape.rows,
               f"must be a multiple of {needed} (mesh data x fsdp x expert = {ways}" +
               (f", accumulate = {shape.parts}" if shape.parts > 1 else "") +
               (f", rows that belong together = {shape.together})" if shape.together > 1 else ")"))
-        check(shape.length % sequence == 0, f"{shape.name}.length", shape.length,
+        check(shape.length % sequence == 0, length, shape.length,
               f"must be a multiple of mesh.sequence={sequence}")

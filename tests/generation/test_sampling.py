@@ -63,3 +63,14 @@ def test_greedy_and_mixed_rows():
 def test_settings_are_checked(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         Sampling(**wrong)
+
+
+@pytest.mark.parametrize("vocabulary", [5, 256, 600])
+def test_greedy_takes_the_first_of_the_likeliest(vocabulary):
+    """Few different values, so that many tokens share the highest, within a block and across blocks."""
+    logits = np.random.default_rng(1).integers(-3, 0, (64, vocabulary)).astype(np.float32)
+    tokens, logprobs = sample(jnp.asarray(logits), jax.random.split(jax.random.key(0), 64),
+                              rows(64, Sampling(temperature=0)))
+    np.testing.assert_array_equal(tokens, logits.argmax(-1))
+    expected = logits.max(-1) - np.log(np.exp(logits.astype(np.float64)).sum(-1))
+    np.testing.assert_allclose(logprobs, expected, atol=1e-5)

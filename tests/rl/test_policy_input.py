@@ -74,7 +74,8 @@ def test_records_are_trained_on(records, tmp_path):
     ({"prompts": {"task": None}}, r"prompts=\[\]: give exactly one of task, path and source"),
     ({"pipeline": {"mode": "async"}}, "pipeline.mode='async'"),
     ({"keep_best": 1}, "keep_best=1: the best are told by evaluation"),
-    ({"loss": {"kl_coef": 0.1}}, "loss.kl_coef=0.1: the loop keeps no reference policy"),
+    ({"loss": {"kl_coef": 0.1}}, "loss.kl_coef=0.1: holds to the policy of init_from"),
+    ({"model": {"score_head": True}}, "model.score_head=True: a reward model writes nothing"),
     ({"accumulate": 3}, "accumulate=3: must divide the 8 rows"),
 ])
 def test_settings_that_cannot_work(tmp_path, changes, match):

@@ -201,7 +201,7 @@ def test_reward_model_on_a_mesh(tmp_path):
 
 def test_what_is_too_long(tmp_path):
     long = samples((5, 93))  # with prompt and end 8 and 96
-    with pytest.raises(ConfigError, match=r"s1.tokens=96: the reward model takes 40; .*too_long='cut'"):
+    with pytest.raises(ConfigError, match=r"s1.tokens=96: the reward model takes 40; .*too_long=cut"):
         RewardModel(saved(tmp_path / "rm"), max_length=40)(long)
     reward = RewardModel(tmp_path / "rm", max_length=40, too_long="cut")
     row = reward.encode(long[1].prompt, long[1].response)
