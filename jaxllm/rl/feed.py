@@ -279,7 +279,6 @@ class RLFeed:
         check(within or self._config.pipeline.resolved_policy != "block", "pipeline.max_lag", lag,
               f"the checkpoint of step {step} was made with {old}, so that its groups may come later; give no less")
         self.groups.restore(saved["groups"], (directory / WAITING).read_bytes())
-        self._reference = Reference(config, mesh) if config.loss.kl_coef else None
         self._spread, self._flops, self._empty = Spread.of(saved["spread"]), saved["flops"], saved["empty"]
 
     def close(self) -> None:

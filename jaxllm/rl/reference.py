@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
@@ -24,7 +26,7 @@ class Reference:
         self._params, _ = load_pretrained(config.init_from, mesh=mesh, dtype=model.weight_dtype)
         self._mesh = mesh
 
-        def of(params: object, batch: RLBatch) -> jax.Array:
+        def of(params: Any, batch: RLBatch) -> jax.Array:
             # A mixture's tokens take the sampler's experts here too, or the same weights would diverge from themselves.
             routes = None if batch.routes is None else jnp.moveaxis(batch.routes, 2, 0)
             out = models.apply(params, model, batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids,

@@ -87,7 +87,7 @@ def test_settings_that_cannot_work(tmp_path, changes, match):
 def test_shared_devices_in_two_threads_are_refused(tmp_path, monkeypatch):
     monkeypatch.undo()  # all eight
     with pytest.raises(ConfigError, match=r"pipeline.generator_devices=0: a mesh of 8 devices cannot train and "
-                                          r"generate at a time.*Keep some devices for the generator, or set mode=sync"):
+                                          r"generate at a time; keep some for the generator, .*pipeline.mode=sync"):
         run(tmp_path, pipeline={"mode": "pipeline"})
     with pytest.raises(ConfigError, match="devices=8: 8 are kept for something else than training"):
         run(tmp_path, pipeline={"mode": "pipeline", "generator_devices": 8})

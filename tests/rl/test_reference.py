@@ -13,7 +13,7 @@ from tests.rl.policy import configured, metrics, run
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 EXPERTS = {"num_experts": 4, "experts_per_token": 2, "d_expert": 32, "router": "softmax_renormalized",
-           "family": "qwen3_moe"}
+           "family": "qwen3_moe", "qk_norm": True}
 
 
 @pytest.fixture(params=[{}, pytest.param(EXPERTS, marks=pytest.mark.slow), {"lora": {"rank": 4, "alpha": 8.0}}],
