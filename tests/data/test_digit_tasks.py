@@ -107,12 +107,15 @@ def test_addition_by_hand():
 
 
 def test_addition_in_two_notations():
-    full, plain = (task("addition", notations=2, verifier=v) for v in ("full", "plain"))
+    full, plain, reference = (task("addition", notations=2, verifier=v) for v in ("full", "plain", "reference"))
     examples = [full.example(i) for i in range(1000)]
     marked = [e for e in examples if e.response.startswith("MSD")]
     assert 440 < len(marked) < 560
     for i, e in enumerate(examples):
-        assert e == plain.example(i)
+        assert e == plain.example(i) == reference.example(i)
+        other = e.entry["answer"] if "MSD" in e.response else f"MSD {e.entry['answer'][::-1]}"
+        assert full.score(other, e.entry) == 1.0 and reference.score(other, e.entry) == 0.0
+        assert reference.score(e.response, e.entry) == 1.0
         assert full.score(e.response, e.entry) == 1.0
         assert plain.score(e.response, e.entry) == float("MSD" not in e.response)
     entry = {"answer": "9 7 5 0"}
