@@ -1,7 +1,7 @@
 """Preference pairs for the HERO runs: right answers against wrong ones.
 
 Problems 7,000 to 9,999 of two-digit addition, which no other run reads. Of each the start policy gives eight samples at
-temperature 1; every wrong one is paired with a right answer in a notation drawn at random, so that a reward model has to
+temperature 1; every wrong one is paired with a right answer in a notation drawn at random, so that a reward model must
 check the sum and cannot go by form. Six more pairs of a problem have a right answer with digits changed in place of a
 sample: without them a reward model of this size does not learn to add. Those held out are of samples alone.
 
