@@ -43,7 +43,7 @@ def run_study(
       One record a finished cell: `arm`, `seed`, `seconds` and what `measure` gave.
 
     Raises:
-      ConfigError: the directory holds another study.
+      ConfigError: the directory holds another study, or this one with arms that are set otherwise. New arms may come.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -51,10 +51,14 @@ def run_study(
     about = directory / "study.json"
     if about.exists():
         before = json.loads(about.read_text())
-        if {key: before.get(key) for key in stated} != stated:
-            raise ConfigError(f"{about}: holds study {before.get('name')!r} with other arms; use another directory")
+        other = [arm for arm, setting in before["arms"].items() if stated["arms"].get(arm) != setting]
+        if other or before["name"] != name:
+            raise ConfigError(f"{about}: holds study {before['name']!r}, arms set otherwise: "
+                              f"{', '.join(other) or 'none'}; use another directory")
+        stated = {**before, "arms": stated["arms"]}
     else:
-        write_json(about, {**stated, "environment": environment()})
+        stated |= {"environment": environment()}
+    write_json(about, stated)
     file = directory / "cells.jsonl"
     records = read_jsonl(file) if file.exists() else []
     if file.exists():  # a kill may have left half a line, to which the next would stick

@@ -59,8 +59,14 @@ def test_runner_goes_on_where_it_was(tmp_path):
     assert summary["a"].value == 11 and summary["b"].value == 21
     plot_arms(tmp_path / "arms.png", summary, "value", "title")
     assert (tmp_path / "arms.png").read_bytes()[:4] == b"\x89PNG"
-    with pytest.raises(ConfigError, match="holds study 's'"):
+    with pytest.raises(ConfigError, match="holds study 's', arms set otherwise: a, b"):
         run_study("s", {"a": {"x": 5}}, range(3), measure, tmp_path)
+    with pytest.raises(ConfigError, match="holds study 's', arms set otherwise: none"):
+        run_study("t", arms, range(3), measure, tmp_path)
+    calls.clear()
+    run_study("s", {**arms, "c": {"x": 3}}, range(3), measure, tmp_path, log=lambda text: None)
+    assert calls == [(3, 0), (3, 1), (3, 2)]
+    assert set(json.loads((tmp_path / "study.json").read_text())["arms"]) == set("abc")
 
 
 def test_deadline_stops_before_the_next_cell(tmp_path):
