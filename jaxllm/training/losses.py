@@ -78,15 +78,20 @@ def router_losses(
     """The sum of losses with a mixture's own losses on top, and its `moe/...` metrics as (sum, denominator) pairs.
 
     The added loss is `balance_coef` and `z_coef` times the mean over layers, weighted by `count` so that it is divided
-    out as one term of the mean loss. A dense model's (`aux` None) comes back as it is. Balance and z are those of the
-    whole batch, or of each part of it under gradient accumulation.
+    out as one term of the mean loss. `moe/load_cv` is the standard deviation of the experts' loads over their mean, of
+    each layer and of all on average, `moe/load_max` the busiest expert's load over the mean. Balance and z are those of
+    the whole batch, or of each part of it under gradient accumulation. A dense model's total (`aux` None) comes back as
+    it is.
     """
     if aux is None:
         return total, {}
     balance, z = jnp.mean(aux.balance), jnp.mean(aux.z)
     added = config.balance_coef * balance + config.z_coef * z
-    spread = jnp.mean(jnp.std(aux.load, axis=-1) / jnp.maximum(jnp.mean(aux.load, axis=-1), 1e-8))
-    means = {"moe/balance": balance, "moe/z": z, "moe/load_cv": spread, "moe/loss": added}
+    even = jnp.maximum(jnp.mean(aux.load, axis=-1), 1e-8)  # [L], as all that follow
+    spread, most = jnp.std(aux.load, axis=-1) / even, jnp.max(aux.load, axis=-1) / even
+    means = {"moe/balance": balance, "moe/z": z, "moe/load_cv": jnp.mean(spread), "moe/loss": added}
+    for layer in range(aux.load.shape[0]):
+        means |= {f"moe/load_cv_layer_{layer}": spread[layer], f"moe/load_max_layer_{layer}": most[layer]}
     return total + count * added, {name: (count * value, count) for name, value in means.items()}
 
 

@@ -114,6 +114,10 @@ def test_router_losses_come_on_top_of_the_cross_entropy():
     found = {name: float(s / d) for name, (s, d) in metrics.items()}
     assert found["moe/loss"] == pytest.approx(added, rel=1e-5)
     assert found["moe/load_cv"] == pytest.approx(np.mean(load.std(1) / load.mean(1)), rel=1e-5)
+    for layer in range(2):
+        each = load[layer] / load[layer].mean()
+        assert found[f"moe/load_cv_layer_{layer}"] == pytest.approx(each.std(), rel=1e-5)
+        assert found[f"moe/load_max_layer_{layer}"] == pytest.approx(each.max(), rel=1e-5)
     assert found["moe/balance"] == pytest.approx(float(jnp.mean(aux.balance)), rel=1e-5)
 
 
