@@ -31,3 +31,21 @@ def free_compiled_programs():
     import jax
 
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """Every run makes its step anew; most of a module's are the same program."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    settings = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+                "jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()

@@ -82,6 +82,7 @@ def test_policies_that_lose_groups_count_them(tmp_path, pipeline):
         assert all(g["step"] - 1 - g["begun"] <= 1 for g in found)
 
 
+@pytest.mark.slow
 def test_a_generator_on_devices_of_its_own(tmp_path, monkeypatch):
     where, real = [], Engine.update
 

@@ -30,6 +30,8 @@ from jaxllm.training import (
 )
 from tests.training.test_training import batch
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 PLAIN = dataclasses.replace(
     preset("llada-tiny", d_model=16, num_heads=4, num_kv_heads=2, head_dim=6, d_mlp=24, num_layers=3, vocab_size=32,
            mask_id=0, eos_id=1, pad_id=1), causal=True, family="llama")
@@ -91,7 +93,9 @@ def run_steps(mesh, accumulate=1):
     return losses, before, state
 
 
-def test_a_step_moves_adapters_only_on_any_mesh():
+@pytest.mark.parametrize("sizes, accumulate", [({"data": 2, "fsdp": 2, "tensor": 2}, 2),
+                                               pytest.param({"data": 8}, 1, marks=pytest.mark.slow)])
+def test_a_step_moves_adapters_only_on_any_mesh(sizes, accumulate):
     losses, before, state = run_steps(make_mesh(data=1, devices=jax.devices()[:1]))
     after = jax.tree.map(np.asarray, state.model)
     first, last = models.split_adapters(before), models.split_adapters(after)
@@ -99,11 +103,9 @@ def test_a_step_moves_adapters_only_on_any_mesh():
     assert all(np.any(last[0]["layers"][n]["lora_b"]) for n in LORA_TARGETS)
     adapters = sum(leaf.size for leaf in jax.tree.leaves(last[0]))
     assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state)) < 2 * adapters + 10
-    for sizes, accumulate in (({"data": 2, "fsdp": 2, "tensor": 2}, 2), ({"data": 8}, 1)):
-        again, _, other = run_steps(make_mesh(**sizes), accumulate)
-        np.testing.assert_allclose(again, losses, rtol=1e-5)
-        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), after,
-                     jax.tree.map(np.asarray, other.model))
+    again, _, other = run_steps(make_mesh(**sizes), accumulate)
+    np.testing.assert_allclose(again, losses, rtol=1e-5)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), after, jax.tree.map(np.asarray, other.model))
 
 
 def test_files_are_pefts_and_fold_back(tmp_path):

@@ -20,6 +20,8 @@ from jaxllm.training import (
 )
 from tests.training.test_training import MODEL, RUN, batch, close, run
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 MIXTURE = ModelConfig(**{**MODEL.__dict__, "family": "qwen3_moe", "num_experts": 8, "experts_per_token": 2,
                          "d_expert": 12, "router": "softmax_renormalized", "balance_coef": 0.05, "z_coef": 0.01})
 
@@ -48,8 +50,10 @@ def on_one_device():
     return metrics, jax.tree.map(np.asarray, state.params)
 
 
-@pytest.mark.parametrize("sizes", [{"data": 1, "expert": 8}, {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2},
-                                   {"data": 2, "expert": 4}, {"data": 4, "tensor": 2}])
+@pytest.mark.parametrize("sizes", [pytest.param({"data": 1, "expert": 8}, marks=pytest.mark.slow),
+                                   {"data": 1, "fsdp": 2, "expert": 2, "tensor": 2},
+                                   pytest.param({"data": 2, "expert": 4}, marks=pytest.mark.slow),
+                                   pytest.param({"data": 4, "tensor": 2}, marks=pytest.mark.slow)])
 def test_meshes_give_the_training_of_one_device(sizes, on_one_device):
     mesh = make_mesh(**sizes)
     metrics, state = run_steps(mesh)
@@ -62,7 +66,7 @@ def test_meshes_give_the_training_of_one_device(sizes, on_one_device):
     assert kernel.sharding.shard_shape(kernel.shape)[1] == 8 // mesh.shape["expert"]
 
 
-@pytest.mark.parametrize("dispatch", ["dense", "ragged"])
+@pytest.mark.parametrize("dispatch", [pytest.param("dense", marks=pytest.mark.slow), "ragged"])
 def test_other_dispatches_on_a_mesh(dispatch):
     config = ModelConfig(**{**MIXTURE.__dict__, "dispatch": dispatch})
     params, tokens = models.init(config, jax.random.key(0)), batch().tokens

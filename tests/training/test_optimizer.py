@@ -18,6 +18,8 @@ from jaxllm.training import (
 )
 from tests.training.test_training import MODEL, batch, close
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 RATE = 1e-2
 
 
@@ -95,7 +97,8 @@ def trained_with(freeze, name="adamw", mesh=None, steps=3, accumulate=1, **chang
 
 
 @pytest.mark.parametrize("name, mesh, accumulate", [
-    ("adamw", None, 1), ("adamw", {"data": 2, "fsdp": 2, "tensor": 2}, 2), ("muon", {"data": 4, "fsdp": 2}, 1)])
+    pytest.param("adamw", None, 1, marks=pytest.mark.slow), ("adamw", {"data": 2, "fsdp": 2, "tensor": 2}, 2),
+    pytest.param("muon", {"data": 4, "fsdp": 2}, 1, marks=pytest.mark.slow)])
 def test_frozen_parameters_stay_as_they_are(name, mesh, accumulate):
     before, after = trained_with(("router", "embed"), name, mesh and make_mesh(**mesh), accumulate=accumulate)
     for path, new in jax.tree_util.tree_leaves_with_path(after.params):

@@ -23,9 +23,10 @@ SMALL = ["model.num_layers=2", "stages=[{steps: 4, data: {length: 64, response_l
 
 
 @pytest.mark.parametrize("changes", [
-    ["mesh.fsdp=8"],
+    pytest.param(["mesh.fsdp=8"], marks=pytest.mark.slow),
     ["mesh.fsdp=2", "mesh.tensor=2", "optimizer.name=adamw"],
-    ["mesh.tensor=4", "model.d_model=64", "model.d_mlp=256", "optimizer.name=adamw", "model.weight_dtype=bfloat16"],
+    pytest.param(["mesh.tensor=4", "model.d_model=64", "model.d_mlp=256", "optimizer.name=adamw",
+                  "model.weight_dtype=bfloat16"], marks=pytest.mark.slow),
     ["mesh.expert=2", "mesh.fsdp=2", "model.family=llada_moe", "model.num_experts=4", "model.experts_per_token=2",
      "model.d_expert=32"],
     ["mesh.fsdp=4", "model.lora.rank=4", "optimizer.name=adamw"],

@@ -24,6 +24,8 @@ from jaxllm.training import (
     train,
 )
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 MODEL = ModelConfig(vocab_size=24, d_model=16, num_layers=2, num_heads=4, num_kv_heads=4, head_dim=4, d_mlp=24,
                     max_length=64, causal=True, eos_id=1, mask_id=0)
 
@@ -51,10 +53,12 @@ def close(a, b, atol=2e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol), a, b)
 
 
-def test_accumulation_and_meshes_give_the_same_training():
+@pytest.mark.parametrize("meshes", [
+    [({"data": 1}, 4), ({"data": 2, "fsdp": 2, "tensor": 2}, 2)],
+    pytest.param([({"data": 8}, 1), ({"data": 1, "fsdp": 8}, 1)], marks=pytest.mark.slow)])
+def test_accumulation_and_meshes_give_the_same_training(meshes):
     losses, params = run_steps(make_mesh(data=1, devices=jax.devices()[:1]))
-    for sizes, accumulate in (({"data": 1}, 4), ({"data": 8}, 1), ({"data": 2, "fsdp": 2, "tensor": 2}, 2),
-                              ({"data": 1, "fsdp": 8}, 1)):
+    for sizes, accumulate in meshes:
         devices = jax.devices()[:1] if sizes == {"data": 1} else None
         again, found = run_steps(make_mesh(**sizes, devices=devices), accumulate)
         np.testing.assert_allclose(again, losses, rtol=1e-5)
