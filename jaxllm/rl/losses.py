@@ -93,9 +93,7 @@ def rl_loss(model_config: ModelConfig, config: LossConfig):
     """The policy loss of an `RLBatch`, for `training.make_step`; with a mixture's router losses."""
     def loss_fn(params: Any, batch: RLBatch, key: jax.Array):
         del key
-        routes = None if batch.routes is None else jnp.moveaxis(batch.routes, 2, 0)  # [B, T, L, k] -> [L, B, T, k]
-        out = models.apply(params, model_config, batch.tokens, positions=batch.positions,
-                           segment_ids=batch.segment_ids, head=False, routes=routes)
+        out = hidden_states(params, model_config, batch)
         logp, entropy = logprobs(params, model_config, out.hidden, batch.tokens, config.temperature, entropy=True)
         total, count, metrics = policy_loss(logp, batch, config)
         metrics["rl/entropy"] = jnp.sum(entropy * batch.loss_mask), jnp.sum(batch.loss_mask)
@@ -103,6 +101,13 @@ def rl_loss(model_config: ModelConfig, config: LossConfig):
         return total, count, metrics | further
 
     return loss_fn
+
+
+def hidden_states(params: Any, model_config: ModelConfig, batch: RLBatch) -> Any:
+    """The model's output on a batch, without its head; a mixture's tokens take the experts of `batch.routes`."""
+    routes = None if batch.routes is None else jnp.moveaxis(batch.routes, 2, 0)  # [B, T, L, k] -> [L, B, T, k]
+    return models.apply(params, model_config, batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids,
+                        head=False, routes=routes)
 
 
 def policy_loss(logprobs: jax.Array, batch: RLBatch,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxllm import models
@@ -13,7 +12,7 @@ from jaxllm.checkpoint import load_pretrained
 from jaxllm.parallel import on_mesh, token_sharding
 from jaxllm.rl.batch import RLBatch
 from jaxllm.rl.config import RLConfig
-from jaxllm.rl.losses import logprobs
+from jaxllm.rl.losses import hidden_states, logprobs
 
 
 class Reference:
@@ -28,10 +27,8 @@ class Reference:
 
         def of(params: Any, batch: RLBatch) -> jax.Array:
             # A mixture's tokens take the sampler's experts here too, or the same weights would diverge from themselves.
-            routes = None if batch.routes is None else jnp.moveaxis(batch.routes, 2, 0)
-            out = models.apply(params, model, batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids,
-                               head=False, routes=routes)
-            return logprobs(params, model, out.hidden, batch.tokens, temperature) * batch.loss_mask
+            hidden = hidden_states(params, model, batch).hidden
+            return logprobs(params, model, hidden, batch.tokens, temperature) * batch.loss_mask
 
         self._logprobs = jax.jit(of, out_shardings=token_sharding(mesh))
 
