@@ -173,15 +173,17 @@ class TaskExamples:
         row = int(self.rows[_order(self._seed, epoch, n)[place]])
         return np.random.default_rng([self._seed, 1, int(index)]), row
 
-    def example(self, index: int, limit: int) -> Example:
+    def example(self, index: int, limit: int, response_limit: int | None = None) -> Example:
         """Example `index` in at most `limit` tokens; where it is longer, cells lose their last genes.
+
+        With `response_limit` the response has at most so many, and the prompt what `limit` leaves beside them.
 
         Raises:
           ConfigError: the words alone are longer.
         """
         rng, row = self.draw(index)
         wording = self.template.prompts[int(rng.integers(len(self.template.prompts)))]
-        return self.write(self.of_cell(row, rng), wording, limit)
+        return self.write(self.of_cell(row, rng), wording, limit, response_limit)
 
     def of_cell(self, row: int, rng: np.random.Generator) -> Drawn:
         """What an example that starts from cell `row` shows."""
@@ -215,8 +217,8 @@ class TaskExamples:
             ranked = ranked[rng.random(len(ranked)) >= self.config.dropout]
         return ranked[:count]
 
-    def write(self, drawn: Drawn, wording: Sequence[Part], limit: int) -> Example:
-        """Ids of a prompt of this `wording` and its response, in at most `limit` tokens.
+    def write(self, drawn: Drawn, wording: Sequence[Part], limit: int, response_limit: int | None = None) -> Example:
+        """Ids of a prompt of this `wording` and its response; limits as in `example`.
 
         Raises:
           ConfigError: the words alone are longer.
@@ -232,11 +234,14 @@ class TaskExamples:
             prompt = self._fill(wording, words, cut)
             response = self._fill(self.template.response, words, cut, spaced=not _ends_in_newline(wording, words))
             over = len(prompt) + len(response) - limit
+            if response_limit is not None:
+                over = max(len(prompt) + response_limit - limit, len(response) - response_limit)
             if over <= 0:
                 return Example(prompt, response)
             if most == 0:
-                raise ConfigError(f"task {self.template.name!r}: its words alone take {len(prompt) + len(response)} "
-                                  f"tokens, {limit} are there; raise cells.length")
+                raise ConfigError(f"task {self.template.name!r}: its words alone take {len(prompt)} tokens in the "
+                                  f"prompt and {len(response)} in the response, {over} too many; raise cells.length"
+                                  + ("" if response_limit is None else " or cells.response_length"))
             last = sum(int(s[max(most - 1, 0):most].sum()) for f in shown for s in sizes[f])
             # Each step drops at least one gene a cell, and as many as are surely too many.
             heaviest = max(sum(int(s[:most].max(initial=1)) for f in shown for s in sizes[f]), last, 1)

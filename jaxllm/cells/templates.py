@@ -82,7 +82,7 @@ def _template(where: str, name: str, entry: Any) -> Template:
     for key in entry:
         if key not in _KEYS:
             raise ConfigError(f"{where}: unknown key {key!r}; {nearest(str(key), _KEYS)}")
-    draws = entry.get("draws")
+    draws: Any = entry.get("draws")
     if draws not in get_args(Draws):
         raise ConfigError(f"{where}: draws={draws!r}; use one of {', '.join(get_args(Draws))}")
     prompts, response = entry.get("prompts"), entry.get("response")

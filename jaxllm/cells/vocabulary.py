@@ -135,8 +135,8 @@ def add_gene_tokens(tokenizer: Tokenizer, genes: Sequence[str]) -> tuple[Tokeniz
     """
     grown = Tokenizer.from_str(tokenizer.to_str())
     pieces = {}
-    fresh = [g for g in dict.fromkeys(genes)
-             if not (tokenizer.token_to_id(g) is not None and _ids(tokenizer, f"{g} {g}") == [tokenizer.token_to_id(g)] * 2)]
+    # A gene that is one token wherever it stands needs no other.
+    fresh = [g for g in dict.fromkeys(genes) if _ids(tokenizer, f"{g} {g}") != [tokenizer.token_to_id(g)] * 2]
     for gene, encoded in zip(fresh, tokenizer.encode_batch([f" {g}" for g in fresh], add_special_tokens=False),
                              strict=True):
         grown.add_tokens([AddedToken(gene, single_word=True, lstrip=True, normalized=False)])

@@ -27,6 +27,7 @@ def run(args: argparse.Namespace) -> int:
     would come again, such as a diverged loss or a full disk, end in `main` as any bad input: 2.
     """
     from jaxllm import distributed
+    from jaxllm.cells import CellsConfig, train_cells
     from jaxllm.cli.main import report
     from jaxllm.rl import RLConfig, train_policy
     from jaxllm.training import RunStopped, train
@@ -37,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
         try:
             with distributed.Watchdog(config.distributed.watchdog_s, config.total_steps,
                                       exit_code=config.stop_exit_code) as watchdog:
-                if isinstance(config, RLConfig):
+                if isinstance(config, CellsConfig):
+                    train_cells(config, run_dir, resume=args.resume, on_step=watchdog.beat)
+                elif isinstance(config, RLConfig):
                     train_policy(config, run_dir, resume=args.resume, on_step=watchdog.beat)
                 else:
                     train(config, objective, run_dir, resume=args.resume, on_step=watchdog.beat)
@@ -52,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 def open_config(path: str, overrides: list[str], *, elsewhere: bool = False) -> tuple[Any, Any]:
     """The typed config and the objective that fits its model: causal, masked diffusion, or preferences.
 
-    A config with `prompts` is one of reinforcement learning.
+    A config with `cells` is one on cell sentences, with `prompts` one of reinforcement learning.
 
     `model: {preset: llada-8b, remat: full}` stands for the preset's fields with changes. Weights of a preset or of
     `init_from` are held in float32 unless the config says otherwise. With `elsewhere` the run is for another machine:
@@ -75,6 +78,11 @@ def open_config(path: str, overrides: list[str], *, elsewhere: bool = False) -> 
         changes = {k: v for k, v in model.items() if k != "preset"}
         model = _master(preset(str(model["preset"]))) | changes
         data = {**data, "model": model}
+    if "cells" in data:
+        from jaxllm.cells import CellsConfig, cells_objective
+
+        config = build(CellsConfig, data, source)
+        return config, cells_objective(config)
     if "prompts" in data:
         from jaxllm.rl import RLConfig, rl_objective
 
@@ -88,7 +96,7 @@ def open_config(path: str, overrides: list[str], *, elsewhere: bool = False) -> 
         config = build(TrainConfig, data, source)
         return config, causal_objective(config.model)
     config = build(DiffusionTrainConfig, data, source)
-    return config, diffusion_objective(config)
+    return config, diffusion_objective(config.model, config.objective)
 
 
 def _master(model: Any) -> dict[str, Any]:

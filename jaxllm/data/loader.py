@@ -174,16 +174,8 @@ class Loader:
 
     def batches(self, first: int, last: int, start: int = 0, stop: int | None = None) -> Iterator[Batch]:
         """`rows(step, start, stop)` for steps `first` to `last`, made ahead in `config.prefetch` threads, in order."""
-        import grain
-
-        steps = _Steps(self, first, last, start, self.config.batch_size if stop is None else stop)
-        ahead = self.config.prefetch
-        options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
-        iterator = iter(grain.MapDataset.source(steps).to_iter_dataset(options))
-        try:
-            yield from iterator
-        finally:
-            iterator.close()
+        stop = self.config.batch_size if stop is None else stop
+        return made_ahead(lambda step: self.rows(step, start, stop), first, last, self.config.prefetch)
 
     def _open(self, source: SourceConfig, tokenizer: Tokenizer, eos_id: int,
               template: Callable[[], ChatTemplate]) -> Rows:
@@ -212,21 +204,31 @@ class Loader:
         return rows
 
 
+def made_ahead(make: Callable[[int], Batch], first: int, last: int, ahead: int) -> Iterator[Batch]:
+    """`make(step)` for steps `first` to `last`, made `ahead` of their use in as many threads, in order."""
+    import grain
+
+    options = grain.ReadOptions(num_threads=ahead, prefetch_buffer_size=ahead)
+    iterator = iter(grain.MapDataset.source(_Steps(make, first, last)).to_iter_dataset(options))
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
 @dataclasses.dataclass(frozen=True)
 class _Steps:
     """The batches of a stretch of steps, as grain's source."""
 
-    loader: Loader
+    make: Callable[[int], Batch]
     first: int
     last: int
-    start: int
-    stop: int
 
     def __len__(self) -> int:
         return max(self.last - self.first, 0)
 
     def __getitem__(self, index: Any) -> Batch:
-        return self.loader.rows(self.first + int(index), self.start, self.stop)
+        return self.make(self.first + int(index))
 
 
 def _template(config: DataConfig, tokenizer_path: str | Path | None) -> ChatTemplate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from jaxllm.diffusion.objective import MaskedDiffusionConfig, elbo, masked_diffusion_loss
+from jaxllm.models import ModelConfig
 from jaxllm.training import Objective, TrainConfig
 
 
@@ -15,7 +16,7 @@ class DiffusionTrainConfig(TrainConfig):
     objective: MaskedDiffusionConfig = MaskedDiffusionConfig()
 
 
-def diffusion_objective(config: DiffusionTrainConfig) -> Objective:
+def diffusion_objective(model: ModelConfig, masking: MaskedDiffusionConfig) -> Objective:
     """LLaDA's loss, and its likelihood bound as validation."""
-    return Objective(loss=masked_diffusion_loss(config.model, config.objective),
-                     validate=lambda params, batch, key: elbo(params, config.model, batch, key))
+    return Objective(loss=masked_diffusion_loss(model, masking),
+                     validate=lambda params, batch, key: elbo(params, model, batch, key))

@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from tokenizers import Tokenizer
+
 from jaxllm.config import check
-from jaxllm.data import DataConfig
+from jaxllm.data import DataConfig, build_word_tokenizer, make_task
 from jaxllm.data.tasks import TaskConfig
 from jaxllm.distributed import DistributedConfig
 from jaxllm.models import ModelConfig
 from jaxllm.training.optimizer import OptimizerConfig
+
+TOKENIZER_EXAMPLES = 400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +130,19 @@ class RunConfig:
     def tokenizer_sources(self) -> list[tuple[str, str | None, TaskConfig]]:
         """Setting's name, path (or None) and task of what is trained on, which a tokenizer may be built from."""
         raise NotImplementedError
+
+    def build_tokenizer(self) -> Tokenizer:
+        """The tokenizer of a run that names none: word-level, from the first examples of every task.
+
+        Raises:
+          ConfigError: something else than tasks is trained on.
+        """
+        for name, path, _ in self.tokenizer_sources:
+            check(path is None, "tokenizer", None,
+                  f"{name}={path!r} needs a tokenizer.json; only tasks can do without")
+        tasks = [make_task(task) for _, _, task in self.tokenizer_sources]
+        examples = [task.example(i) for task in tasks for i in range(TOKENIZER_EXAMPLES)]
+        return build_word_tokenizer(text for e in examples for text in (e.prompt, e.response))
 
     @property
     def held_out_task(self) -> TaskConfig | None:

@@ -116,7 +116,9 @@ class DataFeed:
         self._config, self._tokenizer = config, tokenizer
         self._validate = None
         if config.validation is not None and objective.validate is not None:
-            self._validate = _validation(config, objective.validate, tokenizer, mesh, layout)
+            loader = _loader(config, config.validation, tokenizer)
+            self._validate = held_out(objective.validate, loader.rows, config.validation.batch_size,
+                                      config.validation_batches, mesh, layout)
 
     def batches(self, start: int, sharding: NamedSharding) -> Iterator[Fed]:
         """From step `start` to the last."""
@@ -133,9 +135,7 @@ class DataFeed:
         """Nats a token of the held-out data."""
         if self._validate is None:
             return None
-        loss = self._validate(state.model)
-        return Measured({"validation/nll_per_token": loss, "validation/perplexity": float(np.exp(loss))}, loss,
-                        f"validation nll/token {loss:.4f}")
+        return per_token(self._validate(state.model))
 
     def first(self) -> bool:
         """No."""
@@ -186,25 +186,28 @@ def batches(config: TrainConfig, tokenizer: Tokenizer, start: int,
         first += stage.steps
 
 
-def _validation(config: TrainConfig, measure: Callable[..., Any], tokenizer: Tokenizer, mesh: Mesh,
-                layout: TrainState) -> Callable[[Any], float]:
-    """Nats a token of the held-out data as a function of the parameters."""
-    data = config.validation
-    assert data is not None
-    loader = _loader(config, data, tokenizer)
+def held_out(measure: Callable[..., Any], rows: Callable[[int, int, int], Batch], size: int, count: int, mesh: Mesh,
+             layout: TrainState) -> Callable[[Any], float]:
+    """Nats a token of `count` held-out batches of `size` rows as a function of the parameters."""
     whole, sharding = replicated(mesh), token_sharding(mesh)
     jitted = jax.jit(measure, in_shardings=(layout.model, sharding, whole), out_shardings=whole)
-    first, last = batch_rows(data.batch_size, sharding)
+    first, last = batch_rows(size, sharding)
 
     def validate(params: Any) -> float:
         total = np.zeros(2)
         with on_mesh(mesh):
-            for i in range(config.validation_batches):
-                batch = shard_batch(loader.rows(i, first, last), first, data.batch_size, sharding)
+            for i in range(count):
+                batch = shard_batch(rows(i, first, last), first, size, sharding)
                 total += np.array(jitted(params, batch, jax.random.key(i)), np.float64)
         return float(total[0] / total[1])
 
     return validate
+
+
+def per_token(loss: float) -> Measured:
+    """What a validation of `loss` nats a token logs."""
+    return Measured({"validation/nll_per_token": loss, "validation/perplexity": float(np.exp(loss))}, loss,
+                    f"validation nll/token {loss:.4f}")
 
 
 def _loader(config: TrainConfig, data: Any, tokenizer: Tokenizer) -> Loader:

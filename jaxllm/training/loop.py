@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from jaxllm import __version__, distributed, models, tracking
 from jaxllm.checkpoint import Checkpointer, config_to_huggingface, load_pretrained, save_adapters, save_pretrained
 from jaxllm.config import ConfigError, check, to_dict
-from jaxllm.data import build_word_tokenizer, check_vocabulary, load_tokenizer, make_task, special_id
+from jaxllm.data import check_vocabulary, load_tokenizer, special_id
 from jaxllm.data.tokenizer import SPECIAL_TOKENS
 from jaxllm.files import read_jsonl, write_json
 from jaxllm.models.config import RUN_FIELDS
@@ -34,7 +34,6 @@ from jaxllm.training.step import jit_step, make_step
 from jaxllm.training.stopping import RunStopped, StopRequests
 from jaxllm.training.trace import Trace
 
-TOKENIZER_EXAMPLES = 400
 # Panels of `curve.png`.
 CURVES = {"nats a token": ("train/loss", "validation/nll_per_token"), "accuracy": ("train/accuracy",),
           "pass rate": ("rl/pass_rate", "evaluation/pass_rate", "evaluation/greedy"), "reward": ("rl/reward",),
@@ -256,12 +255,7 @@ def run_tokenizer(config: RunConfig, saved: Path | None = None) -> Tokenizer:
     if (given := saved or config.tokenizer or config.init_from) is not None:
         tokenizer = load_tokenizer(given)
     else:
-        for name, path, _ in config.tokenizer_sources:
-            check(path is None, "tokenizer", None,
-                  f"{name}={path!r} needs a tokenizer.json; only tasks can do without")
-        tasks = [make_task(task) for _, _, task in config.tokenizer_sources]
-        examples = [task.example(i) for task in tasks for i in range(TOKENIZER_EXAMPLES)]
-        tokenizer = build_word_tokenizer(text for e in examples for text in (e.prompt, e.response))
+        tokenizer = config.build_tokenizer()
         for name, token in (("mask_id", SPECIAL_TOKENS[0]), ("eos_id", SPECIAL_TOKENS[1])):
             mine, built = getattr(config.model, name), special_id(tokenizer, token)
             check(mine in (None, built), f"model.{name}", mine, f"must be {built}, {token} of the tokenizer built here")

@@ -19,9 +19,12 @@ RECENT = 200  # step times that percentiles and the time left are taken from
 
 
 def flops_per_token(model: ModelConfig, length: int) -> float:
-    """Training FLOPs of one token in a row of `length`: 6 per weight met, 12 L H K T for attention (PaLM, app. B)."""
+    """Training FLOPs of one token in a row of `length`: 6 per weight met, 12 L H K T for attention (PaLM, app. B).
+
+    T is no more than the window in layers that have one.
+    """
     weights = model.active_parameters - (0 if model.tied_head else model.vocab_size * model.d_model)
-    return 6.0 * weights + 12.0 * model.num_layers * model.num_heads * model.head_dim * length
+    return 6.0 * weights + 12.0 * model.num_heads * model.head_dim * model.keys_met(length)
 
 
 class Meter:

@@ -166,7 +166,7 @@ def test_the_best_checkpoints_are_those_of_lowest_validation(tmp_path, monkeypat
     def validation(*args):
         return lambda params: next(wanted)
 
-    monkeypatch.setattr(feed, "_validation", validation)
+    monkeypatch.setattr(feed, "held_out", validation)
     run(tmp_path / "r", validation=DATA, validate_every=1, keep=1, keep_best=2)
     assert sorted(p.name for p in (tmp_path / "r/checkpoints").iterdir()) == ["2", "5", "6"]
     checkpointer = Checkpointer(tmp_path / "r/checkpoints", 1, 2)

@@ -1,0 +1,145 @@
+"""A trained model of cell sentences, opened to answer prompts: token after token, or by masked diffusion."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm.cells.config import CellsDataConfig
+from jaxllm.cells.expression import Line
+from jaxllm.cells.train import ABOUT
+from jaxllm.cells.vocabulary import GeneTokens
+from jaxllm.config import ConfigError, build, check
+from jaxllm.diffusion import DecodeConfig, decode, pad_prompts
+from jaxllm.files import read_json
+from jaxllm.generation import Engine, EngineConfig, Request, Sampling, open_model
+from jaxllm.models import ModelConfig
+
+BUCKET = 64  # prompts are padded to multiples of it, each of which compiles once
+
+
+@dataclasses.dataclass(frozen=True)
+class AnswerConfig:
+    """How prompts are answered.
+
+    Attributes:
+      max_tokens: of an answer, its end included; of masked diffusion the generated length.
+      temperature: of the draws; 0 takes the likeliest.
+      top_k: likeliest tokens kept, 0 for all (causal models).
+      top_p: likeliest tokens kept by the sum of their probabilities (causal models).
+      slots: prompts decoded at a time.
+      method: decoder of masked diffusion: `full`, `prefix`, `dual`, `elastic`.
+      threshold: confidence from which masked diffusion commits a token.
+      seed: of the draws.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    slots: int = 32
+    method: str = "elastic"
+    threshold: float = 0.9
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "slots"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+
+    def decoder(self, max_tokens: int | None = None) -> DecodeConfig:
+        """Settings of masked diffusion."""
+        return DecodeConfig(method=self.method, gen_length=max_tokens or self.max_tokens,  # type: ignore[arg-type]
+                            threshold=self.threshold, temperature=self.temperature)
+
+
+class CellModel:
+    """Weights, tokens, and what the model was trained on.
+
+    Attributes:
+      model: description.
+      tokens: writes words and genes.
+      line: expression by rank in the training cells.
+      data: the training run's `cells` settings, for its templates, columns and split.
+      seed: of the training run.
+    """
+
+    def __init__(self, params: Any, model: ModelConfig, tokens: GeneTokens, line: Line, data: CellsDataConfig,
+                 seed: int) -> None:
+        self.params, self.model, self.tokens, self.line, self.data, self.seed = params, model, tokens, line, data, seed
+
+    @property
+    def eos_id(self) -> int:
+        """The token that ends an answer."""
+        assert self.model.eos_id is not None
+        return self.model.eos_id
+
+    def answer(self, prompts: Sequence[Sequence[int]], config: AnswerConfig,
+               seeds: Sequence[int] | None = None) -> list[list[int]]:
+        """Token ids of an answer to each prompt, without its end.
+
+        A prompt's answer hangs on its seed alone (its place by default), not on what is decoded beside it.
+
+        Raises:
+          ConfigError: a prompt and its answer are longer than the model reads.
+        """
+        seeds = [config.seed + i for i in range(len(prompts))] if seeds is None else list(seeds)
+        longest = max(map(len, prompts), default=0)
+        check(longest + config.max_tokens <= self.model.max_length, "max_tokens", config.max_tokens,
+              f"with a prompt of {longest} tokens the model reads {self.model.max_length} in all")
+        return self._causal(prompts, config, seeds) if self.model.causal else self._diffusion(prompts, config, seeds)
+
+    def _causal(self, prompts: Sequence[Sequence[int]], config: AnswerConfig, seeds: list[int]) -> list[list[int]]:
+        sampling = Sampling(config.temperature, config.top_k, config.top_p)
+        needed = max(map(len, prompts), default=1) + config.max_tokens
+        length = min(self.model.max_length, -(-needed // BUCKET) * BUCKET)
+        shape = EngineConfig(slots=config.slots, length=length, stop_ids=(self.eos_id,), prompt_bucket=BUCKET)
+        engine = Engine(self.params, self.model, shape)
+        found = engine.run(Request(i, prompt, config.max_tokens, sampling, seed)
+                           for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)))
+        return [[t for t in c.tokens.tolist() if t != self.eos_id] for c in found]
+
+    def _diffusion(self, prompts: Sequence[Sequence[int]], config: AnswerConfig, seeds: list[int]) -> list[list[int]]:
+        settings = config.decoder()
+        out: list[list[int]] = []
+        for part in _parts(len(prompts), config.slots):
+            chosen = [prompts[i] for i in part]
+            chosen += [chosen[-1]] * (config.slots - len(chosen))  # one shape for all
+            keys = jax.vmap(jax.random.key)(jnp.array([seeds[min(i, part[-1])] for i in
+                                                       range(part[0], part[0] + config.slots)], jnp.uint32))
+            padded, lengths = pad_prompts(chosen, bucket=BUCKET, limit=self.model.max_length - config.max_tokens)
+            result = decode(self.params, jnp.asarray(padded), jnp.asarray(lengths), keys, model=self.model,
+                            config=settings)
+            tokens, ends = np.asarray(result.tokens), np.asarray(result.answer_lengths)
+            out += [[t for t in tokens[i, :ends[i]].tolist() if t != self.eos_id] for i in range(len(part))]
+        return out
+
+    def text(self, ids: Sequence[int]) -> str:
+        """An answer as text, without white space around it."""
+        return self.tokens.tokenizer.decode(list(ids)).strip()
+
+
+def open_cell_model(directory: str | Path, dtype: str | None = None) -> CellModel:
+    """The `model` directory of a run on cell sentences.
+
+    Raises:
+      ConfigError: no model is there, or it was not trained on cells.
+    """
+    path = Path(directory)
+    if not (path / ABOUT).is_file() and (path / "model" / ABOUT).is_file():
+        path = path / "model"  # a run directory was given
+    if not (path / ABOUT).is_file():
+        raise ConfigError(f"{path}: holds no {ABOUT}; give the `model` directory of a run on cell sentences")
+    about = read_json(path / ABOUT)
+    data = build(CellsDataConfig, about["cells"], str(path / ABOUT))
+    params, model, tokenizer = open_model(path, dtype)
+    return CellModel(params, model, GeneTokens(tokenizer, about["genes"]), Line.of(about["line"]), data, about["seed"])
+
+
+def _parts(count: int, size: int) -> Iterator[range]:
+    return (range(start, min(start + size, count)) for start in range(0, count, size))

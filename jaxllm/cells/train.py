@@ -1,0 +1,32 @@
+"""Training on cell sentences by the one loop, and what the written model must know to be used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxllm import distributed
+from jaxllm.cells.config import CellsConfig
+from jaxllm.cells.feed import CellsFeed, cells_objective
+from jaxllm.config import to_dict
+from jaxllm.files import write_json
+from jaxllm.training import TrainState, train
+
+ABOUT = "cells.json"  # in the model's directory: the cells and settings that it was trained on
+
+
+def train_cells(config: CellsConfig, run_dir: str | Path, *, resume: bool = False,
+                log: Callable[[str], None] = print, on_step: Callable[[int], None] = lambda done: None) -> TrainState:
+    """All steps of `config`, as `jaxllm.training.train`; `run_dir/model` tells the genes, the line and the split too.
+
+    Raises:
+      RunStopped, Diverged, CheckpointError, ConfigError: as `train`.
+    """
+    state = train(config, cells_objective(config), run_dir, make_feed=CellsFeed, resume=resume, log=log,
+                  on_step=on_step)
+    if config.export and distributed.is_primary():
+        cells = config.cells.open()
+        write_json(Path(run_dir) / "model" / ABOUT, {
+            "cells": to_dict(config.cells), "seed": config.seed, "genes": list(cells.genes),
+            "line": cells.manifest["line"]})
+    return state
