@@ -57,7 +57,9 @@ def pbmc68k() -> AnnData:
     obs: Any = data.obs
     if raw is None:
         raise ConfigError("scanpy's pbmc68k file holds no .raw; install scanpy<2")
-    return anndata.AnnData(recover_counts(raw.X), obs=obs.copy(), var=raw.var[[]].copy())
+    counts = recover_counts(raw.X)
+    counts.sort_indices()
+    return anndata.AnnData(counts, obs=obs.copy(), var=raw.var[[]].copy())
 
 
 def celltypist_sample() -> AnnData:

@@ -10,7 +10,7 @@ import csv
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -78,11 +78,12 @@ class Vocabulary:
     unknown: tuple[str, ...]
 
 
-def make_vocabulary(inputs: Mapping[str, Sequence[str]], config: GeneConfig, delimiter: str = " ") -> Vocabulary:
+def make_vocabulary(inputs: Sequence[tuple[str, Sequence[str]]], config: GeneConfig,
+                    delimiter: str = " ") -> Vocabulary:
     """One vocabulary for several inputs.
 
     Args:
-      inputs: column names by input, for errors to name.
+      inputs: what errors call an input, and its column names.
       config: how names are made.
       delimiter: must not occur in a name.
 
@@ -95,7 +96,7 @@ def make_vocabulary(inputs: Mapping[str, Sequence[str]], config: GeneConfig, del
     collisions: dict[str, list[str]] = {}
     unknown: dict[str, None] = {}
     columns = []
-    for source, originals in inputs.items():
+    for source, originals in inputs:
         names, known = _name(originals, config, source)
         if given:
             known = [ok and name in index for name, ok in zip(names, known, strict=True)]

@@ -41,7 +41,7 @@ def open_cells(directory: str | Path, *, verify: bool = False) -> Cells:
                               "go on with it")
         raise ConfigError(f"{path}: holds no {MANIFEST}; give a directory that jaxllm cells convert wrote")
     manifest = read_json(path / MANIFEST)
-    problem = _broken(path, manifest, verify)
+    problem = broken(path, manifest, verify)
     if problem is not None:
         raise ConfigError(f"{path}: {problem}; convert again with jaxllm cells convert")
     return Cells(path, manifest)
@@ -172,7 +172,7 @@ def _ends_and_values(column: Any) -> tuple[np.ndarray, np.ndarray]:
     return column.offsets.to_numpy(), column.values.to_numpy()
 
 
-def _broken(path: Path, manifest: Any, verify: bool) -> str | None:
+def broken(path: Path, manifest: Any, verify: bool = False) -> str | None:
     """What is wrong with a conversion's own files; None if nothing is."""
     needed = {"format", "genes", "line", "columns", "shards", "settings", "cells"}
     if not isinstance(manifest, dict) or needed - manifest.keys():

@@ -23,6 +23,7 @@ COMMANDS = {
     "study": ("jaxllm.cli.study", "training runs as arms over seeds, with intervals"),
     "plan": ("jaxllm.cli.plan", "memory, traffic and roofline of a training run on devices you do not have"),
     "data": ("jaxllm.cli.data", "prepare: tokenise records once into a cache"),
+    "cells": ("jaxllm.cli.cells", "cell sentences: convert, train, evaluate, generate, screen"),
     "convert": ("jaxllm.cli.convert", "convert a GGUF file or a Hugging Face directory"),
     "bench": ("jaxllm.cli.bench", "measure: decode, exact_match, generate, train"),
     "fit-scaling": ("jaxllm.cli.fit_scaling", "fit how the reward of RL runs grows with compute"),

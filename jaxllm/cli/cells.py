@@ -1,0 +1,24 @@
+"""`jaxllm cells ACTION`: cell sentences, one module for each action."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+
+# action -> (module with add_arguments and run, one line of help)
+ACTIONS = {
+    "convert": ("jaxllm.cli.cells_convert", "h5ad and zarr to shards of cell sentences"),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of every action; their modules import what they need when they run."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, (module, text) in ACTIONS.items():
+        sub = actions.add_parser(name, help=text, description=text)
+        importlib.import_module(module).add_arguments(sub)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the action."""
+    return importlib.import_module(ACTIONS[args.action][0]).run(args) or 0
