@@ -7,20 +7,32 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxllm.checkpoint.hf_fields import (
+    SCORED,
+    SCORER,
+    dtypes,
+    is_scored,
+    read_rope_scaling,
+    rope_scaling_contents,
+    rotary_settings,
+    token_ids,
+)
+from jaxllm.checkpoint.hf_gemma2 import gemma2_contents, read_gemma2
+from jaxllm.checkpoint.hf_gpt_neox import gpt_neox_contents, read_gpt_neox
 from jaxllm.config import ConfigError, check
 from jaxllm.files import read_json
 from jaxllm.models import ModelConfig
-from jaxllm.models.config import MIXTURE_FAMILIES, RopeScaling
+from jaxllm.models.config import MIXTURE_FAMILIES
+from jaxllm.models.rope import base
 
 # model_type -> our family
 FAMILIES = {"llada": "llada", "Dream": "dream", "llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3",
-            "lladamoe": "llada_moe", "mixtral": "mixtral", "qwen3_moe": "qwen3_moe"}
+            "gpt_neox": "gpt_neox", "gemma2": "gemma2", "lladamoe": "llada_moe", "mixtral": "mixtral",
+            "qwen3_moe": "qwen3_moe"}
 _ARCHITECTURES = {"llada": "LLaDAModelLM", "dream": "DreamModel", "llama": "LlamaForCausalLM",
-                  "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llada_moe": "LLaDAMoEModelLM",
+                  "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "gpt_neox": "GPTNeoXForCausalLM",
+                  "gemma2": "Gemma2ForCausalLM", "llada_moe": "LLaDAMoEModelLM",
                   "mixtral": "MixtralForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
-# Families that transformers has a ...ForSequenceClassification of, which with one label is a reward model.
-_SCORER = "ForSequenceClassification"
-_SCORED = ("llama", "qwen2", "qwen3", "mixtral", "qwen3_moe")
 
 # Switches of OLMo-style configs that only one value of is implemented.
 _LLADA_FIXED = {"block_type": "llama", "layer_norm_type": "rms", "activation_type": "silu", "rope": True,
@@ -65,7 +77,9 @@ def config_from_huggingface(data: Mapping[str, Any], source: str = "config.json"
         raise ConfigError(f"{source}: architectures={data.get('architectures')} is a mixture of experts that is not "
                           f"supported; supported mixtures: {', '.join(MIXTURE_FAMILIES)}")
     try:
-        return _llada(data, source) if family == "llada" else _llama_like(data, family, source)
+        if family in _READERS:
+            return _READERS[family](data, source)
+        return _llama_like(data, family, source)
     except KeyError as err:
         raise ConfigError(f"{source}: missing key {err.args[0]!r} of model_type={kind!r}") from None
     except (TypeError, ZeroDivisionError, AttributeError) as err:
@@ -79,14 +93,20 @@ _RUN_ONLY = {"remat", "activation_dtype", "head_dtype", "attention", "dispatch",
 
 
 def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
-    """Contents of a `config.json` that `transformers` (Llama, Qwen) or the model's own code reads.
+    """Contents of a `config.json` that `transformers` or the model's own code reads.
+
+    `dynamic` rotary wavelengths of a model that reads longer rows than its pretraining's are written as the plain ones
+    of the base that they come to.
 
     Raises:
       ConfigError: the family's format cannot say what the config says.
     """
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind == "dynamic" and scaling.original_max_length != config.max_length:
+        config = dataclasses.replace(config, rope_theta=base(config), rope_scaling=None)
     out = _contents(config)
-    read = dataclasses.asdict(config_from_huggingface(out, "model"))
-    for name, value in dataclasses.asdict(config).items():
+    read = _compared(config_from_huggingface(out, "model"))
+    for name, value in _compared(config).items():
         if name not in _RUN_ONLY and read[name] != value:
             raise ConfigError(f"model.{name}={value!r}: a checkpoint of family {config.family!r} reads back "
                               f"{read[name]!r}; choose another model.family of {', '.join(FAMILIES.values())}, or "
@@ -94,38 +114,40 @@ def config_to_huggingface(config: ModelConfig) -> dict[str, Any]:
     return out
 
 
+def _compared(config: ModelConfig) -> dict[str, Any]:
+    """The fields, where two spellings of the same are one."""
+    return {**dataclasses.asdict(config), "window_layers": config.windowed,
+            "query_pre_attn_scalar": config.query_pre_attn_scalar or config.head_dim}
+
+
 def _contents(config: ModelConfig) -> dict[str, Any]:
     c = config
-    check(not c.score_head or c.family in _SCORED, "model.family", c.family,
-          f"a model with score_head is written as one of {', '.join(_SCORED)}; choose one of these")
+    check(not c.score_head or c.family in SCORED, "model.family", c.family,
+          f"a model with score_head is written as one of {', '.join(SCORED)}; choose one of these")
     ids = {"bos_token_id": c.bos_id, "eos_token_id": c.eos_id, "pad_token_id": c.pad_id}
     if c.mask_id is not None:
         ids["mask_token_id"] = c.mask_id
     name = _ARCHITECTURES[c.family]
     labels = {}
     if c.score_head:
-        name = name.replace("ForCausalLM", _SCORER)
+        name = name.replace("ForCausalLM", SCORER)
         labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
     common: dict[str, Any] = {"architectures": [name], **labels, "vocab_size": c.vocab_size,
-                              "rms_norm_eps": c.rms_norm_eps, "rope_theta": c.rope_theta,
                               "torch_dtype": c.weight_dtype, **ids}
+    if c.family in _WRITERS:
+        return {"model_type": c.family, **common, **_WRITERS[c.family](c)}
+    common |= {"rms_norm_eps": c.rms_norm_eps, "rope_theta": c.rope_theta}
     if c.family == "llada":
         return {"model_type": "llada", **common, "embedding_size": c.vocab_size, "d_model": c.d_model,
                 "n_layers": c.num_layers, "n_heads": c.num_heads, "n_kv_heads": c.num_kv_heads,
                 "mlp_hidden_size": c.d_mlp, "max_sequence_length": c.max_length, "weight_tying": c.tie_embeddings,
                 "rope_full_precision": True, **_LLADA_FIXED}
     kind = {"dream": "Dream", "llada_moe": "llada"}.get(c.family, c.family)
-    out = {"model_type": kind, **common, "hidden_size": c.d_model,
-           "num_hidden_layers": c.num_layers, "num_attention_heads": c.num_heads,
-           "num_key_value_heads": c.num_kv_heads, "head_dim": c.head_dim, "intermediate_size": c.d_mlp,
-           "max_position_embeddings": c.max_length, "tie_word_embeddings": c.tie_embeddings, "hidden_act": "silu",
-           "attention_bias": False, "use_sliding_window": False, **_mixture_contents(c)}
-    if c.rope_scaling is not None:
-        s = c.rope_scaling
-        out["rope_scaling"] = {"rope_type": "llama3", "factor": s.factor, "low_freq_factor": s.low_freq_factor,
-                               "high_freq_factor": s.high_freq_factor,
-                               "original_max_position_embeddings": s.original_max_length}
-    return out
+    return {"model_type": kind, **common, "hidden_size": c.d_model,
+            "num_hidden_layers": c.num_layers, "num_attention_heads": c.num_heads,
+            "num_key_value_heads": c.num_kv_heads, "head_dim": c.head_dim, "intermediate_size": c.d_mlp,
+            "max_position_embeddings": c.max_length, "tie_word_embeddings": c.tie_embeddings, "hidden_act": "silu",
+            "attention_bias": False, "use_sliding_window": False, **_mixture_contents(c), **rope_scaling_contents(c)}
 
 
 def _mixture_contents(c: ModelConfig) -> dict[str, Any]:
@@ -180,7 +202,7 @@ def _llada(data: Mapping[str, Any], source: str) -> ModelConfig:
         num_layers=data["n_layers"], num_heads=heads, num_kv_heads=data.get("n_kv_heads") or heads,
         head_dim=data["d_model"] // heads, d_mlp=data["mlp_hidden_size"], max_length=data["max_sequence_length"],
         rope_theta=data.get("rope_theta", 10_000.0), rms_norm_eps=data.get("rms_norm_eps", 1e-5), causal=False,
-        tie_embeddings=bool(data.get("weight_tying", False)), family="llada", **_dtypes(data), **_ids(data))
+        tie_embeddings=bool(data.get("weight_tying", False)), family="llada", **dtypes(data), **token_ids(data))
 
 
 def _llama_like(data: Mapping[str, Any], family: str, source: str) -> ModelConfig:
@@ -190,55 +212,23 @@ def _llama_like(data: Mapping[str, Any], family: str, source: str) -> ModelConfi
         if data.get(key):
             raise ConfigError(f"{source}: {key}={data[key]!r} is not supported")
     heads, mixture = data["num_attention_heads"], _mixture(data, family, source)
-    # transformers 5 gathers the rotary settings under rope_parameters.
-    rope = data.get("rope_parameters") or {}
-    scaling = data.get("rope_scaling") or rope
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    stretched = None
-    if kind == "llama3":
-        stretched = RopeScaling(scaling["factor"], scaling["low_freq_factor"], scaling["high_freq_factor"],
-                                scaling["original_max_position_embeddings"])
-    elif kind != "default":
-        raise ConfigError(f"{source}: rope_type={kind!r} is not supported; supported: default, llama3")
+    rope = rotary_settings(data)
     return ModelConfig(
         vocab_size=data["vocab_size"], d_model=data["hidden_size"], num_layers=data["num_hidden_layers"],
         num_heads=heads, num_kv_heads=data.get("num_key_value_heads") or heads,
         head_dim=data.get("head_dim") or data["hidden_size"] // heads,
         d_mlp=data["dense_intermediate_size" if family == "llada_moe" else "intermediate_size"],
         max_length=data["max_position_embeddings"],
-        rope_theta=float(data.get("rope_theta") or rope.get("rope_theta") or 10_000.0), rope_scaling=stretched,
+        rope_theta=float(data.get("rope_theta") or rope.get("rope_theta") or 10_000.0),
+        rope_scaling=read_rope_scaling(data, source),
         rms_norm_eps=data.get("rms_norm_eps", 1e-5 if family in ("llada_moe", "mixtral") else 1e-6),
         causal=family not in ("dream", "llada_moe"), shift_logits=family == "dream",
         qkv_bias=family in ("qwen2", "dream"),
         qk_norm=family in ("qwen3", "qwen3_moe") or bool(family == "llada_moe" and data.get("qk_layernorm")),
         tie_embeddings=bool(data.get("tie_word_embeddings", False)), family=family,  # type: ignore[arg-type]
-        score_head=_is_scored(data, family, source),
-        **_dtypes(data), **{**_ids(data), **mixture})
+        score_head=is_scored(data, family, source),
+        **dtypes(data), **{**token_ids(data), **mixture})
 
 
-def _is_scored(data: Mapping[str, Any], family: str, source: str) -> bool:
-    """Whether the model is a reward model: `transformers`' classifier with a single label."""
-    if family not in _SCORED or not any(str(a).endswith(_SCORER) for a in data.get("architectures") or ()):
-        return False
-    # Files that say nothing of labels are told by the shape of their head.
-    labels = data.get("num_labels") or len(data.get("id2label") or (0,))
-    check(labels == 1, f"{source}: num_labels", labels, "a classifier of several labels is not supported; only 1, a "
-          "reward model")
-    return True
-
-
-def _dtypes(data: Mapping[str, Any]) -> dict[str, Any]:
-    name = str(data.get("dtype") or data.get("torch_dtype") or "float32").removeprefix("torch.")
-    name = name if name in ("float32", "bfloat16", "float16") else "float32"
-    return {"weight_dtype": name, "activation_dtype": name}
-
-
-def _ids(data: Mapping[str, Any]) -> dict[str, Any]:
-    ids = {}
-    for ours, theirs in (("mask_id", "mask_token_id"), ("eos_id", "eos_token_id"), ("pad_id", "pad_token_id"),
-                         ("bos_id", "bos_token_id")):
-        value = data.get(theirs)
-        if isinstance(value, list):  # instruct models list several ends
-            value = value[0] if value else None
-        ids[ours] = value
-    return ids
+_READERS = {"llada": _llada, "gpt_neox": read_gpt_neox, "gemma2": read_gemma2}
+_WRITERS = {"gpt_neox": gpt_neox_contents, "gemma2": gemma2_contents}

@@ -20,7 +20,17 @@ from tokenizers import Tokenizer
 
 from jaxllm import distributed, models
 from jaxllm.checkpoint.hf_config import config_to_huggingface, read_config
-from jaxllm.checkpoint.names import LANGUAGE_HEAD, SCORE, Stored, shape_of, split_fused, stored
+from jaxllm.checkpoint.names import (
+    LANGUAGE_HEAD,
+    NEOX_HEAD,
+    SCORE,
+    Stored,
+    joined,
+    shape_of,
+    split_fused,
+    stored,
+    under_our_names,
+)
 from jaxllm.config import ConfigError
 from jaxllm.files import aside_directory
 from jaxllm.models import ModelConfig, api
@@ -30,7 +40,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD_BYTES = 5 * 10**9
 # Tensors that old checkpoints carry and nobody needs.
-_IGNORED = ("rotary_emb.inv_freq",)
+_IGNORED = ("rotary_emb.inv_freq", ".attention.bias", ".attention.masked_bias")
 
 
 def load_pretrained(
@@ -63,7 +73,7 @@ def load_pretrained(
     config = models.with_score_head(config) if score_head else config
     with _open(directory) as tensors:
         if started:
-            tensors = {name: tensor for name, tensor in tensors.items() if name != LANGUAGE_HEAD}
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in (LANGUAGE_HEAD, NEOX_HEAD)}
             tensors[SCORE] = np.zeros((1, config.d_model), np.float32)
         return place(config, tensors, mesh, rules, str(directory)), config
 
@@ -78,7 +88,7 @@ def place(config: ModelConfig, tensors: Mapping[str, Any], mesh: Mesh | None, ru
     where = jax.tree_util.tree_map_with_path(
         lambda path, leaf: stored(config, tuple(p.key for p in path), leaf.shape), abstract)
     try:
-        tensors = split_fused(tensors, config)
+        tensors = split_fused(under_our_names(tensors, config), config)
     except ConfigError as err:
         raise ConfigError(f"{source}: {err}") from None
     _check_names(where, tensors, config, source)
@@ -96,7 +106,7 @@ def save_pretrained(
     params: api.Params, config: ModelConfig, directory: str | Path, *, tokenizer: Tokenizer | None = None,
     overwrite: bool = False, shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write what `load_pretrained` and, for Llama and Qwen, `transformers` read back.
+    """Write what `load_pretrained` and, for Llama, Qwen, GPT-NeoX, Gemma-2 and Mixtral, `transformers` read back.
 
     Everything is written to a sibling directory that takes the place of `directory` when whole. Of several
     processes all must call it, and process 0 writes.
@@ -134,8 +144,8 @@ def _named_tensors(params: api.Params, config: ModelConfig) -> Iterator[tuple[st
         whole = getattr(part, "is_fully_addressable", True)
         return np.asarray(part if whole else multihost_utils.process_allgather(part, tiled=True))
 
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        yield from stored(config, tuple(p.key for p in path), leaf.shape).pieces(leaf, host)
+    return joined(((stored(config, tuple(p.key for p in path), leaf.shape), leaf)
+                   for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]), host)
 
 
 def _write_shard(aside: Path, shards: list[dict[str, np.ndarray]]) -> None:
@@ -194,7 +204,7 @@ def _check_names(where: Any, tensors: Mapping[str, Any], config: ModelConfig, so
     missing = [name for name in expected if name not in tensors]
     if missing:
         raise ConfigError(f"{source}: missing tensors: {_some(missing)}")
-    tied = ("lm_head.weight", "model.transformer.ff_out.weight") if config.tie_embeddings else ()
+    tied = (LANGUAGE_HEAD, NEOX_HEAD, "model.transformer.ff_out.weight") if config.tie_embeddings else ()
     extra = [n for n in tensors if n not in expected and n not in tied and not n.endswith(_IGNORED)]
     if extra:
         raise ConfigError(f"{source}: tensors that a {config.family} model of this config does not have: "

@@ -2,13 +2,14 @@
 
 Their linear weights are `[out, in]`; ours are `[in..., out...]` with heads and head width apart. Experts are one
 tensor each there and stacked here; files that hold a layer's experts in one tensor are read through `split_fused`.
+GPT-NeoX's q, k and v are rows of one tensor, head by head.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -18,8 +19,8 @@ from jaxllm.models import ModelConfig
 
 Layout = Literal["same", "matrix", "heads_out", "heads_in", "head_bias"]
 
-# The heads of transformers' ...ForCausalLM and ...ForSequenceClassification.
-LANGUAGE_HEAD, SCORE = "lm_head.weight", "score.weight"
+# The heads of transformers' ...ForCausalLM and ...ForSequenceClassification, and what GPT-NeoX calls the former.
+LANGUAGE_HEAD, SCORE, NEOX_HEAD = "lm_head.weight", "score.weight", "embed_out.weight"
 _LLADA = {
     "embed.embedding": "model.transformer.wte.weight",
     "final_norm.scale": "model.transformer.ln_f.weight",
@@ -42,6 +43,25 @@ _LLAMA = {
     "q_norm.scale": "self_attn.q_norm.weight", "k_norm.scale": "self_attn.k_norm.weight",
     "gate.kernel": "mlp.gate_proj.weight", "up.kernel": "mlp.up_proj.weight", "down.kernel": "mlp.down_proj.weight",
 }
+_QKV = "attention.query_key_value"
+_GPT_NEOX = {
+    "embed.embedding": "gpt_neox.embed_in.weight",
+    "final_norm.scale": "gpt_neox.final_layer_norm.weight", "final_norm.bias": "gpt_neox.final_layer_norm.bias",
+    "head.kernel": NEOX_HEAD,
+    "layers": "gpt_neox.layers.{i}.",
+    "attn_norm.scale": "input_layernorm.weight", "attn_norm.bias": "input_layernorm.bias",
+    "mlp_norm.scale": "post_attention_layernorm.weight", "mlp_norm.bias": "post_attention_layernorm.bias",
+    **{f"{part}.kernel": f"{_QKV}.weight" for part in "qkv"}, **{f"{part}.bias": f"{_QKV}.bias" for part in "qkv"},
+    "o.kernel": "attention.dense.weight", "o.bias": "attention.dense.bias",
+    "up.kernel": "mlp.dense_h_to_4h.weight", "up.bias": "mlp.dense_h_to_4h.bias",
+    "down.kernel": "mlp.dense_4h_to_h.weight", "down.bias": "mlp.dense_4h_to_h.bias",
+}
+_GEMMA2 = {
+    **_LLAMA,
+    "o.bias": "self_attn.o_proj.bias",
+    "attn_post_norm.scale": "post_attention_layernorm.weight", "mlp_norm.scale": "pre_feedforward_layernorm.weight",
+    "mlp_post_norm.scale": "post_feedforward_layernorm.weight",
+}
 _QWEN_MOE = {
     **_LLAMA,
     "moe.router.kernel": "mlp.gate.weight",
@@ -58,7 +78,8 @@ _MIXTRAL = {
     "moe.up.kernel": "block_sparse_moe.experts.{j}.w3.weight",
     "moe.down.kernel": "block_sparse_moe.experts.{j}.w2.weight",
 }
-_NAMES = {"llada": _LLADA, "qwen3_moe": _QWEN_MOE, "llada_moe": _QWEN_MOE, "mixtral": _MIXTRAL}
+_NAMES = {"llada": _LLADA, "gpt_neox": _GPT_NEOX, "gemma2": _GEMMA2, "qwen3_moe": _QWEN_MOE, "llada_moe": _QWEN_MOE,
+          "mixtral": _MIXTRAL}
 _EXPERTS = ("moe.gate.kernel", "moe.up.kernel", "moe.down.kernel")
 _LAYOUTS: dict[str, Layout] = {
     "head.kernel": "matrix", "gate.kernel": "matrix", "up.kernel": "matrix", "down.kernel": "matrix",
@@ -80,6 +101,9 @@ class Stored:
       layout: how their axes become ours.
       head_dim: width K of one head.
       shape: shape of each of their tensors.
+      share: place among the `shares` leaves whose heads take turns in their tensors' rows: q, k and v of head 0, of
+        head 1 and so on.
+      shares: 1 where their tensors hold this leaf alone.
     """
 
     names: tuple[str, ...]
@@ -88,6 +112,8 @@ class Stored:
     layout: Layout
     head_dim: int
     shape: tuple[int, ...]
+    share: int = 0
+    shares: int = 1
 
     def read(self, get: Callable[[str], Any], index: tuple[slice, ...]) -> np.ndarray:
         """Our slice `index` of the leaf; `get(name)` gives something that slices like an array."""
@@ -108,16 +134,20 @@ class Stored:
         if self.layout == "matrix":
             return np.asarray(tensor[index[1], index[0]]).T
         if self.layout == "heads_out":  # [H K, D] -> [D, H, K]
-            part = np.asarray(tensor[_times(index[1], k), index[0]])
-            return part.reshape(-1, k, part.shape[1]).transpose(2, 0, 1)[:, :, index[2]]
+            part = np.asarray(tensor[_times(index[1], self.shares * k), index[0]])
+            part = part.reshape(-1, self.shares, k, part.shape[1])[:, self.share]
+            return part.transpose(2, 0, 1)[:, :, index[2]]
         if self.layout == "heads_in":  # [D, H K] -> [H, K, D]
             part = np.asarray(tensor[index[2], _times(index[0], k)])
             return part.reshape(part.shape[0], -1, k).transpose(1, 2, 0)[:, index[1]]
-        part = np.asarray(tensor[_times(index[0], k)])
-        return part.reshape(-1, k)[:, index[1]]
+        part = np.asarray(tensor[_times(index[0], self.shares * k)])
+        return part.reshape(-1, self.shares, k)[:, self.share, index[1]]
 
     def pieces(self, leaf: Any, host: Callable[[Any], np.ndarray] = np.asarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Their tensors of our leaf by name, one layer in memory at a time, brought there by `host`."""
+        """Their tensors of our leaf by name, one layer in memory at a time, brought there by `host`.
+
+        Of tensors that it shares with other leaves, its part alone: `joined` makes the whole.
+        """
         if not self.stacked:
             yield self.names[0], self.write(host(leaf))
             return
@@ -135,6 +165,8 @@ class Stored:
             leaf = leaf.transpose(1, 2, 0)
         elif self.layout == "heads_in":
             leaf = leaf.transpose(2, 0, 1)
+        if self.shares > 1:
+            return np.ascontiguousarray(leaf.reshape(-1, self.head_dim, *self.shape[1:]))
         return np.ascontiguousarray(leaf.reshape(self.shape))
 
 
@@ -148,8 +180,9 @@ def stored(config: ModelConfig, path: tuple[str, ...], shape: tuple[int, ...]) -
     if part not in names:
         raise ConfigError(f"model.family={config.family!r}: its checkpoints have no place for {part}; choose another "
                           f"family")
-    theirs = {"same": one, "matrix": one[::-1], "heads_out": (int(np.prod(one[1:])), one[0]),
-              "heads_in": (one[-1], int(np.prod(one[:-1]))), "head_bias": (int(np.prod(one)),)}[layout]
+    share, shares = _share(config, part, names)
+    theirs = {"same": one, "matrix": one[::-1], "heads_out": (shares * int(np.prod(one[1:])), one[0]),
+              "heads_in": (one[-1], int(np.prod(one[:-1]))), "head_bias": (shares * int(np.prod(one)),)}[layout]
     if stacked:
         count = shape[1] if experts else 1
         found = tuple(names["layers"].format(i=i) + names[part].format(j=j)
@@ -158,7 +191,40 @@ def stored(config: ModelConfig, path: tuple[str, ...], shape: tuple[int, ...]) -
         found = (names[part],)
     if part == "head.kernel" and config.score_head:
         found = (SCORE,)
-    return Stored(found, stacked, shape[1] if experts else 0, layout, config.head_dim, tuple(theirs))
+    return Stored(found, stacked, shape[1] if experts else 0, layout, config.head_dim, tuple(theirs), share, shares)
+
+
+def _share(config: ModelConfig, part: str, names: Mapping[str, str]) -> tuple[int, int]:
+    """`Stored.share` and `Stored.shares` of a part."""
+    if not names[part].startswith(_QKV):
+        return 0, 1
+    if config.num_kv_heads != config.num_heads:
+        raise ConfigError(f"model.num_kv_heads={config.num_kv_heads}: checkpoints of family {config.family!r} have as "
+                          f"many as num_heads={config.num_heads}; choose another family")
+    return "qkv".index(part[0]), 3
+
+
+def joined(parts: Iterable[tuple[Stored, Any]],
+           host: Callable[[Any], np.ndarray] = np.asarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Their tensors by name of leaves and where each is stored; shared ones once all that share them have come."""
+    waiting: dict[tuple[str, ...], dict[int, tuple[Stored, Any]]] = {}
+    for at, leaf in parts:
+        if at.shares == 1:
+            yield from at.pieces(leaf, host)
+            continue
+        group = waiting.setdefault(at.names, {})
+        group[at.share] = at, leaf
+        if len(group) == at.shares:
+            each = [one.pieces(own, host) for one, own in (group[i] for i in range(at.shares))]
+            for pieces in zip(*each, strict=True):
+                yield pieces[0][0], np.stack([piece for _, piece in pieces], axis=1).reshape(at.shape)
+
+
+def under_our_names(tensors: Mapping[str, Any], config: ModelConfig) -> Mapping[str, Any]:
+    """`tensors` with GPT-NeoX's head, which transformers 5 may call as other families do, under its published name."""
+    if config.family != "gpt_neox" or LANGUAGE_HEAD not in tensors or NEOX_HEAD in tensors:
+        return tensors
+    return {NEOX_HEAD if name == LANGUAGE_HEAD else name: tensor for name, tensor in tensors.items()}
 
 
 _FUSED = re.compile(r"(?P<layer>.*\.)(mlp|block_sparse_moe)\.experts\."

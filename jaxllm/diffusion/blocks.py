@@ -22,6 +22,7 @@ from jaxllm.diffusion.forward import (
     inverse,
     merge,
     predictor,
+    row_masks,
     row_tables,
     take_rows,
 )
@@ -116,17 +117,17 @@ def _cached(params: Any, model: ModelConfig, config: DecodeConfig, tokens: jax.A
     n = tokens.shape[1]
     slot = jnp.arange(n)
     inside = (slot >= first_row[:, None]) & (slot < last_row[:, None])
-    tables, mask = all_tables(model, n), valid[:, None, None, :]
+    tables = all_tables(model, n)
 
     def every_row(cache):
         # Rows of the batch that are not at a block's start keep their frozen keys outside `inside`, so
         # that a neighbour's new block changes nothing for them.
         renew = (fresh[:, None] | inside)[:, None, :, None]
         x, kept = api.embed(params, model, tokens), []
-        for layer, old in zip(params["layers"], cache, strict=True):
+        for layer, old, mask in zip(params["layers"], cache, row_masks(model, valid), strict=True):
             q, k, v = api.project(layer, model, x, tables)
             k, v = jnp.where(renew, k, old.k), jnp.where(renew, v, old.v)
-            x = api.finish(layer, model, x, attend(q, k, v, mask))
+            x = api.finish(layer, model, x, attend(q, k, v, mask, cap=model.attention_cap))
             kept.append(LayerCache(k, v))
         return take_rows(x, predict), tuple(kept)
 
@@ -136,10 +137,10 @@ def _cached(params: Any, model: ModelConfig, config: DecodeConfig, tokens: jax.A
             positions = jnp.where(positions < last_row[:, None], positions, n)
             source, near = inverse(positions, n), row_tables(tables, positions)
             x, kept = api.embed(params, model, take_rows(tokens, positions)), []
-            for layer, old in zip(params["layers"], cache, strict=True):
+            for layer, old, mask in zip(params["layers"], cache, row_masks(model, valid, positions), strict=True):
                 q, k, v = api.project(layer, model, x, near)
                 k, v = merge(old.k, k, source, 2), merge(old.v, v, source, 2)
-                x = api.finish(layer, model, x, attend(q, k, v, mask))
+                x = api.finish(layer, model, x, attend(q, k, v, mask, cap=model.attention_cap))
                 kept.append(LayerCache(k, v))
             return take_rows(x, predict - first_row[:, None]), tuple(kept)
 

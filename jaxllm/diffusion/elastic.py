@@ -28,6 +28,7 @@ from jaxllm.diffusion.forward import (
     inverse,
     merge,
     predictor,
+    row_masks,
     row_tables,
     take_heads,
     take_rows,
@@ -84,13 +85,15 @@ def begin(params: Any, model: ModelConfig, config: DecodeConfig, generation: Gen
     n = generation.tokens.shape[1]
     g, valid = generation, valid_slots(generation, config)
     window = leftmost(g.left, _probing(config))
-    tables, mask = all_tables(model, n), valid[:, None, None, :]
+    tables, cap = all_tables(model, n), model.attention_cap
     x, cache, probes = api.embed(params, model, g.tokens), [], []
-    for layer in params["layers"]:
+    for layer, mask, seen in zip(params["layers"], row_masks(model, valid), row_masks(model, valid, window),
+                                 strict=True):
         q, k, v = api.project(layer, model, x, tables)
         cache.append(LayerState(x, k, v))
-        probes.append(_probe(_received(attention_weights(take_heads(q, window), k, mask), window), g.decoded, config))
-        x = api.finish(layer, model, x, attend(q, k, v, mask))
+        weights = attention_weights(take_heads(q, window), k, seen, cap)
+        probes.append(_probe(_received(weights, window), g.decoded, config))
+        x = api.finish(layer, model, x, attend(q, k, v, mask, cap=cap))
     candidates = window[:, :config.max_candidates]
     logits = api.logits(params, model, take_rows(x, predictor(model, candidates)))
     g, fresh = commit(g, logits, candidates, model, config, rows=jnp.sum(valid, axis=1, dtype=jnp.int32),
@@ -114,19 +117,20 @@ def step(params: Any, model: ModelConfig, config: DecodeConfig, state: ElasticSt
     seen, source = slice(ends[1], ends[2]), inverse(query, n)
     outputs = slice(ends[2], ends[3]) if model.shift_logits else slice(ends[1], ends[1] + candidates.shape[1])
 
-    tables, mask = all_tables(model, n), valid[:, None, None, :]
+    tables, cap = all_tables(model, n), model.attention_cap
     # Behind the query rows, the tracked rows once more with what they were when last computed.
     count = query.shape[1]
     near = row_tables(tables, jnp.concatenate([query, track], axis=1))
-    tracked, keys = track < n, jnp.sum(valid, axis=1)
+    tracked, masks, track_masks = track < n, row_masks(model, valid, query), row_masks(model, valid, track)
     x = api.embed(params, model, take_rows(g.tokens, query))
     cache, received, similarity = [], [], []
-    for layer, old in zip(params["layers"], state.cache, strict=True):
+    for layer, old, mask, track_mask in zip(params["layers"], state.cache, masks, track_masks, strict=True):
         q, k, v = api.project(layer, model, jnp.concatenate([x, take_rows(old.x, track)], axis=1), near)
-        past = attention_weights(q[:, :, count:], old.k, mask)
+        past = attention_weights(q[:, :, count:], old.k, track_mask, cap)
         q, k, v = q[:, :, :count], k[:, :, :count], v[:, :, :count]
         new = LayerState(merge(old.x, x, source, 1), merge(old.k, k, source, 2), merge(old.v, v, source, 2))
-        weights = attention_weights(q, new.k, mask)
+        weights = attention_weights(q, new.k, mask, cap)
+        keys = jnp.sum(track_mask, axis=(1, 3))
         similarity.append(drift_similarity(past, weights[:, :, :track.shape[1]], tracked, keys, config.drift_axis))
         received.append(_received(weights[:, :, seen], window))
         x = api.finish(layer, model, x, weighted_values(weights, new.v))
@@ -138,7 +142,7 @@ def step(params: Any, model: ModelConfig, config: DecodeConfig, state: ElasticSt
     earlier = jnp.cumsum(drifted, axis=0) - drifted
     boundary = jnp.where(jnp.any(drifted, axis=0), jnp.argmax(drifted, axis=0) + 1, depth).astype(jnp.int32)
     same = jnp.where((earlier == 0) & jnp.any(tracked, axis=1), same, jnp.nan)
-    refreshed = _refresh(params, model, query, slice(ends[1], ends[2]), window, tables, mask, boundary,
+    refreshed = _refresh(params, model, query, slice(ends[1], ends[2]), window, tables, valid, boundary,
                          Layers(tuple(cache), tuple(received), x))
     logits = api.logits(params, model, refreshed.x[:, outputs])
     g, fresh = commit(g, logits, candidates, model, config, rows=jnp.sum(source < count, axis=1, dtype=jnp.int32),
@@ -170,9 +174,9 @@ def drift_similarity(past: jax.Array, now: jax.Array, tracked: jax.Array, keys: 
     """Mean cosine `[B]` between two sets of attention weights `[B, H, T, N]` of the tracked rows.
 
     Args:
-      past, now: float32, zero on padding keys.
+      past, now: float32, zero on keys that are not seen.
       tracked: bool `[B, T]`, entries that hold a row.
-      keys: int `[B]`, true number of keys.
+      keys: int `[B, T]` or `[B, 1]`, number of keys that each sees.
       axis: `heads` compares, key by key, across heads and averages over all keys (released code);
         `keys` compares whole attention rows and averages over heads (paper).
     """
@@ -180,20 +184,20 @@ def drift_similarity(past: jax.Array, now: jax.Array, tracked: jax.Array, keys: 
     norms = jnp.sqrt(jnp.sum(past * past, dim)), jnp.sqrt(jnp.sum(now * now, dim))
     cosine = jnp.sum(past * now, dim) / (jnp.maximum(norms[0], 1e-8) * jnp.maximum(norms[1], 1e-8))
     if axis == "heads":
-        total, size = jnp.sum(cosine * tracked[:, :, None], (1, 2)), keys
+        total, count = jnp.sum(cosine * tracked[:, :, None], (1, 2)), jnp.sum(tracked * keys, axis=1)
     else:
-        total, size = jnp.sum(cosine * tracked[:, None, :], (1, 2)), past.shape[1]
-    return total / jnp.maximum(jnp.sum(tracked, axis=1) * size, 1)
+        total, count = jnp.sum(cosine * tracked[:, None, :], (1, 2)), jnp.sum(tracked, axis=1) * past.shape[1]
+    return total / jnp.maximum(count, 1)
 
 
 def _refresh(params: Any, model: ModelConfig, query: jax.Array, seen: slice, window: jax.Array, tables: Tables,
-             mask: jax.Array, boundary: jax.Array, layers: Layers) -> Layers:
+             valid: jax.Array, boundary: jax.Array, layers: Layers) -> Layers:
     """The layers at and above `boundary` `[B]` over all slots, kept only in rows whose boundary is at or below them.
 
     Starts from what layer `boundary` last saw of every slot. A loop of at most one turn and not a `cond`, whose
     untaken branch would copy every cache.
     """
-    depth = model.num_layers
+    depth, cap = model.num_layers, model.attention_cap
 
     def turn(carry: tuple[jax.Array, Layers]) -> tuple[jax.Array, Layers]:
         _, layers = carry
@@ -206,6 +210,7 @@ def _refresh(params: Any, model: ModelConfig, query: jax.Array, seen: slice, win
     def one(index: int, layers: Layers, rest: jax.Array) -> tuple[Layers, jax.Array]:
         layer, old, last = params["layers"][index], layers.cache[index], index == depth - 1
         asked = boundary <= index
+        whole, of_window, of_query = (row_masks(model, valid, rows)[index] for rows in (None, window, query))
 
         def kept(new: jax.Array, old: jax.Array) -> jax.Array:
             return jnp.where(asked.reshape(-1, *(1,) * (old.ndim - 1)), new, old)
@@ -213,15 +218,16 @@ def _refresh(params: Any, model: ModelConfig, query: jax.Array, seen: slice, win
         x = jnp.where((boundary < index)[:, None, None], rest, old.x)
         q, k, v = api.project(layer, model, x, tables)
         new = LayerState(x, kept(k, old.k), kept(v, old.v))
-        probing = attention_weights(take_heads(q, query[:, seen]), new.k, mask)
+        probing = attention_weights(take_heads(q, query[:, seen]), new.k, of_window, cap)
         received = list(layers.received)
         received[index] = kept(_received(probing, window), received[index])
         cache = (*layers.cache[:index], new, *layers.cache[index + 1:])
         if not last:
-            rest = api.finish(layer, model, x, attend(q, new.k, new.v, mask))
+            rest = api.finish(layer, model, x, attend(q, new.k, new.v, whole, cap=cap))
             return Layers(cache, tuple(received), layers.x), rest
         # Nothing above reads the other rows.
-        out = api.finish(layer, model, take_rows(x, query), attend(take_heads(q, query), new.k, new.v, mask))
+        attended = attend(take_heads(q, query), new.k, new.v, of_query, cap=cap)
+        out = api.finish(layer, model, take_rows(x, query), attended)
         return Layers(cache, tuple(received), kept(out, layers.x)), rest
 
     return lax.while_loop(lambda carry: carry[0], turn, (jnp.any(boundary < depth), layers))[1]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxllm.models import ModelConfig, api
 from jaxllm.models.layers import attend
+from jaxllm.models.masks import layer_masks
 
 Tables = tuple[jax.Array, jax.Array]
 
@@ -30,14 +31,21 @@ def take_heads(x: jax.Array, positions: jax.Array) -> jax.Array:
 
 
 def row_tables(tables: Tables, positions: jax.Array) -> Tables:
-    """Rotary tables of the rows at `positions` `[B, R]`, from tables `[1, N, K/2]` of all slots."""
+    """Rotary tables of the rows at `positions` `[B, R]`, from tables `[1, N, ...]` of all slots."""
     index = jnp.clip(positions, 0, tables[0].shape[1] - 1)
     return tables[0][0][index], tables[1][0][index]
 
 
 def all_tables(model: ModelConfig, n: int) -> Tables:
-    """Rotary tables `[1, N, K/2]` of slots 0..N-1, which are the positions themselves."""
+    """Rotary tables `[1, N, ...]` of slots 0..N-1, which are the positions themselves."""
     return api.tables(model, jnp.arange(n)[None])
+
+
+def row_masks(model: ModelConfig, valid: jax.Array, positions: jax.Array | None = None) -> tuple[jax.Array, ...]:
+    """Each layer's mask of the keys in slots `valid` `[B, N]`, for the rows at `positions` `[B, R]`, or for all."""
+    slots = jnp.arange(valid.shape[1])[None]
+    masks: Any = layer_masks(model, valid[:, None, None, :], slots if positions is None else positions, slots)
+    return masks
 
 
 def inverse(positions: jax.Array, n: int) -> jax.Array:
@@ -62,11 +70,10 @@ def merge(buffer: jax.Array, rows: jax.Array, source: jax.Array, axis: int) -> j
 
 def full_forward(params: Any, model: ModelConfig, tokens: jax.Array, valid: jax.Array) -> jax.Array:
     """Residual stream `[B, N, D]` after the last block of all slots; keys outside `valid` are not seen."""
-    x = api.embed(params, model, tokens)
-    tables, mask = all_tables(model, tokens.shape[1]), valid[:, None, None, :]
-    for layer in params["layers"]:
+    x, tables = api.embed(params, model, tokens), all_tables(model, tokens.shape[1])
+    for layer, mask in zip(params["layers"], row_masks(model, valid), strict=True):
         q, k, v = api.project(layer, model, x, tables)
-        x = api.finish(layer, model, x, attend(q, k, v, mask))
+        x = api.finish(layer, model, x, attend(q, k, v, mask, cap=model.attention_cap))
     return x
 
 

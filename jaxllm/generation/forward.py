@@ -16,6 +16,7 @@ from jax import lax
 
 from jaxllm.models import LayerCache, ModelConfig, api
 from jaxllm.models.layers import attend
+from jaxllm.models.masks import layer_masks
 
 
 def read_prompts(params: Any, model: ModelConfig, tokens: jax.Array,
@@ -31,10 +32,10 @@ def read_prompts(params: Any, model: ModelConfig, tokens: jax.Array,
         mask = mask & jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
     x, tables = api.embed(params, model, tokens), api.tables(model, positions)
     caches, routes = [], []
-    for layer in params["layers"]:
+    for layer, seen in zip(params["layers"], layer_masks(model, mask, positions, positions), strict=True):
         q, k, v = api.project(layer, model, x, tables)
         caches.append(LayerCache(k, v))
-        x, ids = api.finish_routed(layer, model, x, attend(q, k, v, mask), valid)
+        x, ids = api.finish_routed(layer, model, x, attend(q, k, v, seen, cap=model.attention_cap), valid)
         routes.append(ids)
     return tuple(caches), None if routes[0] is None else jnp.stack(routes)
 
@@ -54,12 +55,16 @@ def next_logits(params: Any, model: ModelConfig, tokens: jax.Array, positions: j
       running: bool `[S]`; the others' results mean nothing.
     """
     x, tables = api.embed(params, model, tokens[:, None]), api.tables(model, positions[:, None])
-    mask, kept, routes = held[:, None, None, :], [], []
-    for layer, old in zip(params["layers"], caches, strict=True):
+    kept, routes = [], []
+    # A slot's tokens lie in the columns up to this one, in order and without gaps.
+    key_positions = positions[:, None] - (column - jnp.arange(held.shape[1])) % held.shape[1]
+    masks = layer_masks(model, held[:, None, None, :], positions[:, None], key_positions)
+    for layer, old, seen in zip(params["layers"], caches, masks, strict=True):
         q, k, v = api.project(layer, model, x, tables)
         new = LayerCache(*(lax.dynamic_update_slice_in_dim(buffer, rows.astype(buffer.dtype), column, 2)
                            for buffer, rows in ((old.k, k), (old.v, v))))
         kept.append(new)
-        x, ids = api.finish_routed(layer, model, x, attend(q, new.k, new.v, mask), running[:, None])
+        attended = attend(q, new.k, new.v, seen, cap=model.attention_cap)
+        x, ids = api.finish_routed(layer, model, x, attended, running[:, None])
         routes.append(ids)
     return api.logits(params, model, x)[:, 0], tuple(kept), None if routes[0] is None else jnp.stack(routes)[:, :, 0]

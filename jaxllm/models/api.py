@@ -15,6 +15,7 @@ from jaxllm.models.cache import KVCache
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers import Block, dtype_of, rotary_tables
 from jaxllm.models.layers import unembed as head
+from jaxllm.models.masks import near_mask
 from jaxllm.models.transformer import Output, Transformer
 from jaxllm.parallel import active_mesh, active_spec, axes_of, gather_weights
 
@@ -91,6 +92,7 @@ def apply(
     if positions is None:
         positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
     valid = segments = None
+    key_positions = positions
     if cache is None:
         if visible is None:
             segments = jnp.ones_like(tokens) if segment_ids is None else segment_ids
@@ -105,7 +107,7 @@ def apply(
         valid = (slots >= 0) & (slots < cache.positions.shape[1])
         rows = jnp.arange(tokens.shape[0])[:, None]
         where = jnp.where(slots < 0, cache.positions.shape[1], slots)
-        filled = cache.positions.at[rows, where].set(positions, mode="drop")
+        key_positions = filled = cache.positions.at[rows, where].set(positions, mode="drop")
         mask = (filled >= 0)[:, None, None, :]
         if config.causal:
             mask = mask & (filled[:, None, None, :] <= positions[:, None, :, None])
@@ -114,7 +116,7 @@ def apply(
             raise ValueError("routes: a dense model has no experts to force; leave it out")
         routes = routes.reshape(config.num_layers, *tokens.shape, config.experts_per_token)
     return Transformer(config).apply({"params": params}, tokens, positions, mask, cache, slots, head, valid,
-                                     routes, segments)  # type: ignore
+                                     routes, segments, near_mask(config, mask, positions, key_positions))  # type: ignore
 
 
 def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:
@@ -191,7 +193,7 @@ def with_head(fn: Callable[..., T], params: Params, config: ModelConfig, hidden:
 
 
 def tables(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Rotary (sin, cos), each float32 `[B, T, K/2]`, of int positions `[B, T]`."""
+    """Rotary (sin, cos), each float32 `[B, T, R/2]` of rotated width R, of int positions `[B, T]`."""
     return rotary_tables(config, positions)
 
 

@@ -24,6 +24,8 @@ Kernel = Literal["plain", "cudnn", "splash"]
 def kernel(config: ModelConfig, length: int, platform: str | None = None) -> Kernel:
     """Which form attention over rows of `length` takes: `config.attention`, or for `auto` what `platform` has.
 
+    Capped scores always take the plain form, which alone knows them, and so do sliding windows in place of splash.
+
     Args:
       config: the model.
       length: tokens of a row.
@@ -32,6 +34,8 @@ def kernel(config: ModelConfig, length: int, platform: str | None = None) -> Ker
     Raises:
       ConfigError: `splash` was asked for and the length is no multiple of its tile.
     """
+    if config.attention_cap or (config.window and config.attention == "splash"):
+        return "plain"
     if config.attention != "auto":
         check(config.attention != "splash" or length % TILE == 0, "model.attention", config.attention,
               f"takes rows whose length is a multiple of {TILE}, not {length}; use plain")
@@ -40,7 +44,7 @@ def kernel(config: ModelConfig, length: int, platform: str | None = None) -> Ker
     if platform == "gpu" and _has_cudnn_kernel() and config.activation_dtype != "float32" and length % 2 == 0 \
             and config.head_dim % 8 == 0 and config.head_dim <= 128:
         return "cudnn"
-    return "splash" if platform == "tpu" and length % TILE == 0 else "plain"
+    return "splash" if platform == "tpu" and length % TILE == 0 and not config.window else "plain"
 
 
 def _has_cudnn_kernel() -> bool:

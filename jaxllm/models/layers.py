@@ -1,4 +1,4 @@
-"""Building blocks of the transformer: projections, RMSNorm, rotary positions, attention, one block.
+"""Building blocks of the transformer: projections, rotary positions, attention, MLPs, one block.
 
 Dims: B batch, T query rows, S key rows, D model, H query heads, G key/value heads, K head width,
 F MLP width, E experts, L layers, V vocabulary. Keys and values are held head-major, `[B, G, S, K]`, so that the
@@ -18,9 +18,11 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxllm.models import flash
-from jaxllm.models.config import ModelConfig
+from jaxllm.models.config import Mlp, ModelConfig
 from jaxllm.models.lora import LoraConfig
 from jaxllm.models.moe import RouterStats, mesh_experts, route
+from jaxllm.models.norms import RMSNorm as RMSNorm
+from jaxllm.models.norms import make_norm
 from jaxllm.models.rope import inverse_frequencies
 from jaxllm.parallel import active_mesh, active_spec
 
@@ -118,53 +120,47 @@ def unembed(config: ModelConfig, hidden: jax.Array, kernel: jax.Array) -> jax.Ar
     """Float32 logits `[..., V]` of normalised hidden states `[..., D]` by a head `[D, V]`, in `config.head_dtype`."""
     dtype = dtype_of(config.head_dtype)
     exact = lax.Precision.HIGHEST if dtype == jnp.float32 else None
-    return jnp.einsum("...d,dv->...v", hidden.astype(dtype), kernel.astype(dtype), precision=exact,
-                      preferred_element_type=jnp.float32)
+    logits = jnp.einsum("...d,dv->...v", hidden.astype(dtype), kernel.astype(dtype), precision=exact,
+                        preferred_element_type=jnp.float32)
+    return logits if config.score_head else capped(logits, config.logit_cap)
 
 
-class RMSNorm(nn.Module):
-    """RMSNorm in float32, cast back to the input dtype before the scale (the Llama order)."""
-
-    dim: int
-    axis: str
-    eps: float
-    weight_dtype: jnp.dtype = jnp.dtype(jnp.float32)
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Normalise the last axis of `[..., dim]`."""
-        scale: Any = self.param("scale", nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)),
-                           (self.dim,), self.weight_dtype)
-        h = x.astype(jnp.float32)
-        h = h * lax.rsqrt(jnp.mean(jnp.square(h), axis=-1, keepdims=True) + self.eps)
-        return h.astype(x.dtype) * scale.astype(x.dtype)
+def capped(x: jax.Array, cap: float) -> jax.Array:
+    """`x` softly kept within -cap..cap; x itself for a cap of 0."""
+    return cap * jnp.tanh(x / cap) if cap else x
 
 
 def rotary_tables(config: ModelConfig, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Float32 (sin, cos) of the rotary angles, each `[B, T, K/2]`, for integer positions `[B, T]`."""
+    """Float32 (sin, cos) of the rotary angles, each `[B, T, R/2]` of rotated width R, for int positions `[B, T]`."""
     angle = positions.astype(jnp.float32)[..., None] * inverse_frequencies(config)
     return jnp.sin(angle), jnp.cos(angle)
 
 
-def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotate-half RoPE (NeoX) in float32 on `[B, T, H, K]`, cast back to x's dtype."""
+def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array], scale: float = 1.0) -> jax.Array:
+    """Rotate-half RoPE (NeoX) in float32 on `[B, T, H, K]`, cast back to x's dtype.
+
+    Of tables narrower than K/2 only the first part of a head turns. The whole is multiplied by `scale`.
+    """
     sin, cos = (t[:, :, None, :] for t in tables)
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    wide, width = x.astype(jnp.float32), 2 * sin.shape[-1]
+    a, b = jnp.split(wide[..., :width], 2, axis=-1)
+    still = [wide[..., width:]] if width < x.shape[-1] else []
+    out = jnp.concatenate([a * cos - b * sin, b * cos + a * sin, *still], axis=-1)
+    return (out if scale == 1.0 else out * scale).astype(x.dtype)
 
 
-def attention_weights(q: jax.Array, k: jax.Array, mask: jax.Array | None) -> jax.Array:
+def attention_weights(q: jax.Array, k: jax.Array, mask: jax.Array | None, cap: float = 0.0) -> jax.Array:
     """Float32 softmax weights `[B, H, T, S]` of queries `[B, H, T, K]` over keys `[B, G, S, K]`.
 
     `mask` is boolean, broadcastable to `[B, 1, T, S]`, True where a key may be seen. A query that
-    sees no key gets all-zero weights.
+    sees no key gets all-zero weights. Scores are `capped` before the mask.
     """
     b, h, t, d = q.shape
     g = k.shape[1]
     # Grouped heads fold into the row axis: one [R*T, K] x [K, S] matmul per key head.
     scores = jnp.einsum("bgrk,bgsk->bgrs", (q * d**-0.5).reshape(b, g, (h // g) * t, d), k,
                         preferred_element_type=jnp.float32)
-    scores = scores.reshape(b, h, t, k.shape[2])
+    scores = capped(scores.reshape(b, h, t, k.shape[2]), cap)
     if mask is None:
         return jax.nn.softmax(scores, axis=-1)
     weights = jax.nn.softmax(jnp.where(mask, scores, -1e30), axis=-1)
@@ -179,23 +175,24 @@ def weighted_values(weights: jax.Array, v: jax.Array) -> jax.Array:
     return out.reshape(b, h, t, d).swapaxes(1, 2)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, ordered: bool = False) -> jax.Array:
-    """Softmax attention: q `[B, H, T, K]`, k and v `[B, G, S, K]`, mask as in `attention_weights`.
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, ordered: bool = False,
+           cap: float = 0.0) -> jax.Array:
+    """Softmax attention: q `[B, H, T, K]`, k and v `[B, G, S, K]`, mask and cap as in `attention_weights`.
 
     Returns `[B, T, H, K]`. Long query runs go chunk by chunk; with `ordered`, which says that T = S and that the mask
     shows no key after its query, a chunk's products leave out the keys after it.
     """
-    t = q.shape[2]
+    t, one = q.shape[2], functools.partial(_attend, cap=cap)
     chunk = min(QUERY_CHUNK, max(CAUSAL_CHUNK, -(-t // MAX_CAUSAL_CHUNKS))) if ordered else QUERY_CHUNK
     if t <= chunk:
-        return _attend(q, k, v, mask)
+        return one(q, k, v, mask)
     chunks = []
     for start in range(0, t, chunk):
         rows = slice(start, min(start + chunk, t))
         keys = slice(0, rows.stop) if ordered else slice(None)
         part = mask if mask is None else mask[..., keys] if mask.shape[-2] == 1 else mask[..., rows, keys]
         # Recomputed in the backward pass, which would keep every chunk's weights otherwise.
-        chunks.append(jax.checkpoint(_attend)(q[:, :, rows], k[:, :, keys], v[:, :, keys], part))
+        chunks.append(jax.checkpoint(one)(q[:, :, rows], k[:, :, keys], v[:, :, keys], part))
     return jnp.concatenate(chunks, axis=1)
 
 
@@ -206,17 +203,19 @@ def attend_over_mesh(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array |
     Where the mesh splits the tokens of a row (context parallelism), each device keeps its query rows and gathers the
     keys and values of the others; the weights stay split, so a device holds `[B, H, T / n, S]` of them.
 
-    `segments`, int `[B, T]`, says that the mask is no more than "same segment", and "not later" in a causal model.
+    `segments`, int `[B, T]`, says that the mask is no more than "same segment", "not later" in a causal model and
+    "near enough" in a layer with a sliding window.
     """
     kind = flash.kernel(config, q.shape[2])
     ordered = config.causal and segments is not None
-    one = flash.cudnn if kind == "cudnn" else attend
+    plain = functools.partial(attend, cap=config.attention_cap)
+    one = flash.cudnn if kind == "cudnn" else plain
     mesh = active_mesh()
     length = None if mesh is None else active_spec(("length",), q.shape[2:3])[0]
     if length is None:
         if kind == "splash" and segments is not None:
             return flash.splash(q, k, v, segments, config.causal)
-        return one(q, k, v, mask) if kind == "cudnn" else attend(q, k, v, mask, ordered)
+        return one(q, k, v, mask) if kind == "cudnn" else plain(q, k, v, mask, ordered)
     rows = active_spec(("batch", "heads", "length", "head_dim"), q.shape)
     keys = active_spec(("batch", "kv_heads", "length", "head_dim"), k.shape)
     if rows[1] != keys[1]:  # key heads that do not divide: every device has all, and so all query heads
@@ -233,8 +232,13 @@ def attend_over_mesh(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array |
     return jax.shard_map(local, in_specs=(rows, keys, keys, seen), out_specs=out)(q, k, v, mask)
 
 
-def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-    return weighted_values(attention_weights(q, k, mask), v)
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, cap: float) -> jax.Array:
+    return weighted_values(attention_weights(q, k, mask, cap), v)
+
+
+def activation(kind: Mlp, x: jax.Array) -> jax.Array:
+    """What an MLP of this kind does between its matrices, or to its gate."""
+    return nn.silu(x) if kind == "swiglu" else nn.gelu(x, approximate=kind != "gelu")
 
 
 class SwiGLU(nn.Module):
@@ -304,7 +308,7 @@ class MixtureOfExperts(nn.Module):
 
 
 class Block(nn.Module):
-    """One pre-norm block, in two halves around attention so that decoders can cache in between."""
+    """One block, in two halves around attention so that decoders can cache in between."""
 
     config: ModelConfig
 
@@ -316,34 +320,42 @@ class Block(nn.Module):
         residual = 1.0 / (2 * c.num_layers)  # keeps the residual stream's variance at init
         kv_axes = ("embed", "kv_heads", "head_dim")
         adapters = dict.fromkeys(() if c.lora is None else c.lora.targets, c.lora)
-        self.attn_norm = RMSNorm(d, "norm", c.rms_norm_eps, w)
+        self.attn_norm = make_norm(c, d, "norm", w)
         self.q = Projection((d, h, k), ("embed", "heads", "head_dim"), bias=c.qkv_bias, weight_dtype=w,
                             lora=adapters.get("q"))
         self.k = Projection((d, g, k), kv_axes, bias=c.qkv_bias, weight_dtype=w,
                             lora=adapters.get("k"))
         self.v = Projection((d, g, k), kv_axes, bias=c.qkv_bias, weight_dtype=w,
                             lora=adapters.get("v"))
-        self.o = Projection((h, k, d), ("heads", "head_dim", "embed"), contract=2, init_scale=residual,
+        self.o = Projection((h, k, d), ("heads", "head_dim", "embed"), contract=2, bias=c.o_bias, init_scale=residual,
                             weight_dtype=w, lora=adapters.get("o"))
         if c.qk_norm:
-            self.q_norm = RMSNorm(k, "head_dim", c.rms_norm_eps, w)
-            self.k_norm = RMSNorm(k, "head_dim", c.rms_norm_eps, w)
-        self.mlp_norm = RMSNorm(d, "norm", c.rms_norm_eps, w)
+            self.q_norm = make_norm(c, k, "head_dim", w)
+            self.k_norm = make_norm(c, k, "head_dim", w)
+        self.mlp_norm = make_norm(c, d, "norm", w)
+        if c.post_norms:
+            self.attn_post_norm = make_norm(c, d, "norm", w)
+            self.mlp_post_norm = make_norm(c, d, "norm", w)
         if c.num_experts:
             self.moe = MixtureOfExperts(c, residual)
-        else:
-            self.gate = Projection((d, f), ("embed", "mlp"), weight_dtype=w, lora=adapters.get("gate"))
-            self.up = Projection((d, f), ("embed", "mlp"), weight_dtype=w, lora=adapters.get("up"))
-            self.down = Projection((f, d), ("mlp", "embed"), init_scale=residual, weight_dtype=w,
-                                   lora=adapters.get("down"))
+            return
+        if c.gated_mlp:
+            self.gate = Projection((d, f), ("embed", "mlp"), bias=c.mlp_bias, weight_dtype=w, lora=adapters.get("gate"))
+        self.up = Projection((d, f), ("embed", "mlp"), bias=c.mlp_bias, weight_dtype=w, lora=adapters.get("up"))
+        self.down = Projection((f, d), ("mlp", "embed"), bias=c.mlp_bias, init_scale=residual, weight_dtype=w,
+                               lora=adapters.get("down"))
 
     def project(self, x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries `[B, H, T, K]`, keys and values `[B, G, T, K]` of rows `[B, T, D]`, rotated."""
-        n = self.attn_norm(x)
+        """Queries `[B, H, T, K]`, keys and values `[B, G, T, K]` of rows `[B, T, D]`, rotated.
+
+        Attention divides scores by the square root of K; queries make up for a model that divides by another.
+        """
+        c, n = self.config, self.attn_norm(x)
         q, k, v = self.q(n), self.k(n), self.v(n)
-        if self.config.qk_norm:
+        if c.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotate(q, tables), rotate(k, tables)
+        scale = (c.head_dim / (c.query_pre_attn_scalar or c.head_dim)) ** 0.5
+        q, k = rotate(q, tables, scale), rotate(k, tables)
         return q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)
 
     def finish(self, x: jax.Array, attended: jax.Array, valid: jax.Array | None = None,
@@ -352,9 +364,13 @@ class Block(nn.Module):
 
         valid and forced are for a mixture of experts, as in `moe.route`; a dense block has no statistics.
         """
-        x = x + self.o(attended)
-        n = self.mlp_norm(x)
-        if self.config.num_experts:
+        c, stats, out = self.config, None, self.o(attended)
+        out = x + (self.attn_post_norm(out) if c.post_norms else out)
+        n = self.mlp_norm(x if c.parallel_residual else out)
+        if c.num_experts:
             y, stats = self.moe(n, valid, forced)
-            return x + y, stats
-        return x + self.down(nn.silu(self.gate(n)) * self.up(n)), None
+        elif c.gated_mlp:
+            y = self.down(activation(c.mlp, self.gate(n)) * self.up(n))
+        else:
+            y = self.down(activation(c.mlp, self.up(n)))
+        return out + (self.mlp_post_norm(y) if c.post_norms else y), stats

@@ -12,8 +12,10 @@ from flax.linen.spmd import with_logical_constraint
 
 from jaxllm.models.cache import KVCache, write_rows
 from jaxllm.models.config import ModelConfig
-from jaxllm.models.layers import Block, RMSNorm, attend, attend_over_mesh, dtype_of, rotary_tables, unembed
+from jaxllm.models.layers import Block, attend, attend_over_mesh, dtype_of, rotary_tables, unembed
+from jaxllm.models.masks import choose_mask, mixed_windows
 from jaxllm.models.moe import RouterStats
+from jaxllm.models.norms import make_norm
 
 
 @struct.dataclass
@@ -37,9 +39,10 @@ class Output:
 class _ScanBlock(Block):
     """`Block` as the body of a scan over layers, with the layer's cache as scanned input and output."""
 
-    def __call__(self, x, layer_cache, forced, tables, mask, slots, valid, segments):
+    def __call__(self, x, layer_cache, forced, windowed, tables, mask, near, slots, valid, segments):
         """Carry `[B, T, D]`; returns the carry, and the layer's new (k, v) and router statistics, None without."""
         q, k, v = self.project(x, tables)
+        mask = choose_mask(mask, near, windowed)
         if layer_cache is not None:
             k = write_rows(layer_cache[0], k, slots)
             v = write_rows(layer_cache[1], v, slots)
@@ -47,7 +50,7 @@ class _ScanBlock(Block):
         if layer_cache is None:
             attended = attend_over_mesh(q, k, v, mask, self.config, segments)
         else:
-            attended = attend(q, k, v, mask)
+            attended = attend(q, k, v, mask, cap=self.config.attention_cap)
         x, stats = self.finish(x, attended, valid, forced)
         return with_logical_constraint(x, ("batch", "length", "act_embed")), (layer_cache, stats)
 
@@ -73,11 +76,11 @@ class Transformer(nn.Module):
         embed_init = nn.initializers.normal(stddev=c.d_model**-0.5 if c.tie_embeddings else 1.0)
         self.embed = _Table((c.vocab_size, c.d_model), ("vocab", "embed"), embed_init, w)
         scan = nn.scan(_remat(c), variable_axes={"params": 0}, split_rngs={"params": True}, length=c.num_layers,
-                       in_axes=(0, 0, *(nn.broadcast,) * 5),  # pyright: ignore[reportArgumentType]
+                       in_axes=(0, 0, 0, *(nn.broadcast,) * 6),  # pyright: ignore[reportArgumentType]
                        out_axes=0,
                        metadata_params={nn.PARTITION_NAME: "layers"})
         self.layers = scan(c)
-        self.final_norm = RMSNorm(c.d_model, "norm", c.rms_norm_eps, w)
+        self.final_norm = make_norm(c, c.d_model, "norm", w)
         if c.score_head:
             self.head = _Table((c.d_model, 1), ("embed", None), nn.initializers.zeros, w, leaf="kernel")
         elif not c.tie_embeddings:
@@ -89,6 +92,8 @@ class Transformer(nn.Module):
         # One gather of a table that fsdp has cut along D would make XLA replicate the whole result.
         table = with_logical_constraint(self.embed(), ("vocab", None))
         x = jnp.take(table, tokens, axis=0).astype(dtype_of(self.config.activation_dtype))
+        if self.config.scale_embeddings:
+            x = x * jnp.asarray(self.config.d_model**0.5, x.dtype)
         return with_logical_constraint(x, ("batch", "length", "act_embed"))
 
     def normalize(self, x: jax.Array) -> jax.Array:
@@ -102,13 +107,14 @@ class Transformer(nn.Module):
     def __call__(
         self, tokens: jax.Array, positions: jax.Array, mask: jax.Array | None, cache: KVCache | None,
         slots: jax.Array | None, head: bool, valid: jax.Array | None = None, routes: jax.Array | None = None,
-        segments: jax.Array | None = None,
+        segments: jax.Array | None = None, near: jax.Array | None = None,
     ) -> Output:
-        """Forward pass; `models.api.apply` documents the arguments."""
+        """Forward pass; `models.api.apply` documents the arguments, `masks.near_mask` the last."""
         x = self.embed_tokens(tokens)
         tables = rotary_tables(self.config, positions)
         layer_caches: Any = None if cache is None else (cache.k, cache.v)
-        x, (layer_caches, stats) = self.layers(x, layer_caches, routes, tables, mask, slots, valid, segments)
+        x, (layer_caches, stats) = self.layers(x, layer_caches, routes, mixed_windows(self.config), tables, mask, near,
+                                               slots, valid, segments)
         hidden = self.normalize(x)
         if cache is not None and slots is not None:
             rows = jnp.arange(tokens.shape[0])[:, None]
