@@ -2,8 +2,9 @@
 
 Entry points: `ModelConfig`, `preset`, `init`, `abstract`, `logical_axes`, `apply`, and for decoders
 that cache between a layer's halves `embed`, `project`, `finish`, `logits`. Architectures: LLaDA
-(arXiv 2502.09992), Dream (2508.15487), Llama 3, Qwen2.5, Qwen3, SmolLM2; mixtures of experts (`moe.py`): Mixtral,
-Qwen3-MoE, LLaDA-MoE. Not here: dropout, layers of different kinds in one model.
+(arXiv 2502.09992), Dream (2508.15487), Llama 3, Qwen2.5, Qwen3, SmolLM2, GPT-NeoX (Pythia, 2304.01373), Gemma-2
+(2408.00118); mixtures of experts (`moe.py`): Mixtral, Qwen3-MoE, LLaDA-MoE. Layers of a model differ in their sliding
+windows alone (`masks.py`). Not here: dropout.
 """
 
 from jaxllm.models.api import abstract, apply, init, logical_axes

@@ -16,11 +16,11 @@ _BF16: dict[str, Any] = {"weight_dtype": "bfloat16", "activation_dtype": "bfloat
 
 
 def _config(
-    family: str, vocab: int, d: int, layers: int, heads: int, kv_heads: int, mlp: int, *,
+    family: str, vocab: int, d: int, layers: int, heads: int, kv_heads: int, d_mlp: int, *,
     head_dim: int | None = None, **rest: Any,
 ) -> ModelConfig:
     return ModelConfig(vocab_size=vocab, d_model=d, num_layers=layers, num_heads=heads, num_kv_heads=kv_heads,
-                       head_dim=head_dim or d // heads, d_mlp=mlp, family=family, **{**_BF16, **rest})  # type: ignore
+                       head_dim=head_dim or d // heads, d_mlp=d_mlp, family=family, **{**_BF16, **rest})  # type: ignore
 
 
 def _llama(*shape: int, **rest) -> ModelConfig:
@@ -36,6 +36,19 @@ def _qwen25(vocab: int, *shape: int, **rest) -> ModelConfig:
 def _qwen3(*shape: int, tied: bool) -> ModelConfig:
     return _config("qwen3", 151936, *shape, head_dim=128, rope_theta=1e6, rms_norm_eps=1e-6, max_length=40960,
                    causal=True, qk_norm=True, tie_embeddings=tied, bos_id=151643, eos_id=151645)
+
+
+def _pythia(d: int, layers: int, heads: int) -> ModelConfig:
+    return _config("gpt_neox", 50304, d, layers, heads, heads, 4 * d, max_length=2048, rotary_fraction=0.25,
+                   norm="layer", mlp="gelu", parallel_residual=True, causal=True, qkv_bias=True, o_bias=True,
+                   mlp_bias=True, bos_id=0, eos_id=0)
+
+
+def _gemma2(*shape: int, head_dim: int, scalar: int) -> ModelConfig:
+    return _config("gemma2", 256000, *shape, head_dim=head_dim, rms_norm_eps=1e-6, max_length=8192, causal=True,
+                   norm="rms_plus_one", mlp="geglu", post_norms=True, scale_embeddings=True, tie_embeddings=True,
+                   query_pre_attn_scalar=scalar, attention_cap=50.0, logit_cap=30.0, window=4096,
+                   window_layers=(True, False), pad_id=0, eos_id=1, bos_id=2)
 
 
 def _experts(count: int, per_token: int, width: int, router: str, balance_coef: float) -> dict[str, Any]:
@@ -86,6 +99,11 @@ PRESETS: dict[str, ModelConfig] = {
     "smollm2-135m": _smollm2(576, 30, 9, 3, 1536),
     "smollm2-360m": _smollm2(960, 32, 15, 5, 2560),
     "smollm2-1.7b": _smollm2(2048, 24, 32, 32, 8192, rope_theta=1.3e5),
+    "pythia-160m": _pythia(768, 12, 12),
+    "pythia-410m": _pythia(1024, 24, 16),
+    "pythia-1b": _pythia(2048, 16, 8),
+    "gemma-2-2b": _gemma2(2304, 26, 8, 4, 9216, head_dim=256, scalar=256),
+    "gemma-2-27b": _gemma2(4608, 46, 32, 16, 36864, head_dim=128, scalar=144),
     # for tests and benchmarks: random weights unless trained
     "llada-tiny": _config("llada", 256, 64, 4, 4, 4, 192, rope_theta=5e5, max_length=256, mask_id=255,
                           eos_id=254, pad_id=254, **_FLOAT32),

@@ -36,6 +36,11 @@ PUBLISHED = {
     "smollm2-135m": 134_515_008,
     "smollm2-360m": 361_821_120,
     "smollm2-1.7b": 1_711_376_384,
+    "pythia-160m": 162_322_944,
+    "pythia-410m": 405_334_016,
+    "pythia-1b": 1_011_781_632,
+    "gemma-2-2b": 2_614_341_888,
+    "gemma-2-27b": 27_227_128_320,
 }
 
 
@@ -98,9 +103,24 @@ def test_llama3_wavelengths_follow_the_three_regimes():
         assert value == pytest.approx(expected, rel=1e-5)
 
 
+def test_linear_and_dynamic_wavelengths():
+    shape = dict(vocab_size=8, d_model=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=64, d_mlp=8,
+                 rotary_fraction=0.25, max_length=8192)
+    plain = np.asarray(inverse_frequencies(ModelConfig(**shape)))
+    np.testing.assert_allclose(plain, [1e4 ** (-2 * j / 16) for j in range(8)], rtol=1e-5)
+    linear = ModelConfig(**shape, rope_scaling=RopeScaling(4.0, kind="linear"))
+    np.testing.assert_allclose(inverse_frequencies(linear), plain / 4, rtol=1e-6)
+    dynamic = ModelConfig(**shape, rope_scaling=RopeScaling(3.0, original_max_length=2048, kind="dynamic"))
+    theta = 1e4 * (3 * 8192 / 2048 - 2) ** (16 / 14)
+    np.testing.assert_allclose(inverse_frequencies(dynamic), [theta ** (-2 * j / 16) for j in range(8)], rtol=1e-5)
+    short = ModelConfig(**{**shape, "max_length": 2048}, rope_scaling=dynamic.rope_scaling)
+    np.testing.assert_array_equal(inverse_frequencies(short), plain)
+
+
 @pytest.mark.parametrize("field, value, message", [
     ("factor", 0.5, "rope_scaling.factor"), ("low_freq_factor", 8.0, "rope_scaling.low_freq_factor"),
-    ("original_max_length", 0, "rope_scaling.original_max_length")])
+    ("original_max_length", 0, "rope_scaling.original_max_length"),
+    ("original_max_length", None, "kind='llama3' needs")])
 def test_rope_scaling_ranges(field, value, message):
     good = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_length=8192)
     with pytest.raises(ConfigError, match=message):
