@@ -1,4 +1,8 @@
-"""LoRA adapters as files: `adapter_config.json` and `adapter_model.safetensors`, the layout of Hugging Face's PEFT."""
+"""LoRA adapters as files: `adapter_config.json` and `adapter_model.safetensors`, the layout of Hugging Face's PEFT.
+
+Where a family has q, k and v in one matrix, their adapters are one of the sum of their ranks, and all others are padded
+to it with zeros; read again, each of the three has the whole rank.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from jaxllm import models
-from jaxllm.checkpoint.names import stored
+from jaxllm.checkpoint.names import Stored, stored
 from jaxllm.config import ConfigError, build
 from jaxllm.files import aside_directory, read_json, write_json
 from jaxllm.models import LoraConfig, ModelConfig
@@ -25,17 +29,26 @@ def save_adapters(adapters: dict[str, Any], config: ModelConfig, directory: str 
     """Write the adapters of a model with `config.lora`; arrays must be readable by this process."""
     lora = config.lora
     assert lora is not None
-    tensors = {}
-    for name, layer, a, b in _modules(config):
-        one = {key: np.asarray(leaf[layer], np.float32) for key, leaf in adapters["layers"][name].items()}
-        tensors[a] = np.ascontiguousarray(one["lora_a"].reshape(-1, lora.rank).T)
-        tensors[b] = np.ascontiguousarray(one["lora_b"].reshape(lora.rank, -1).T)
+    together = len({name for name, _, at in _modules(config) if at.shares > 1}) or 1
+    rank, tensors, parts = lora.rank, {}, {}
+    for name, layer, at in _modules(config):
+        parts.setdefault(_names(at, layer), []).append((at, {key: np.asarray(leaf[layer], np.float32) for key, leaf in
+                                                             adapters["layers"][name].items()}))
+    for (a, b), members in parts.items():
+        at, one = members[0]
+        down = np.zeros((together * rank, one["lora_a"].size // rank), np.float32)
+        up = np.zeros((at.shape[0] // (at.shares * _rows(at)), at.shares, _rows(at), together * rank), np.float32)
+        for place, (at, one) in enumerate(members):
+            own = slice(place * rank, (place + 1) * rank)
+            down[own] = one["lora_a"].reshape(-1, rank).T
+            up[:, at.share, :, own] = one["lora_b"].reshape(rank, -1).T.reshape(-1, _rows(at), rank)
+        tensors[a], tensors[b] = down, up.reshape(-1, together * rank)
     modules = sorted({name.removesuffix(".lora_A.weight").rsplit(".", 1)[1] for name in tensors if "lora_A" in name})
     with aside_directory(directory) as new:
         save_file(tensors, str(new / WEIGHTS), metadata={"format": "pt"})
         (new / WEIGHTS).chmod(0o644)
-        write_json(new / CONFIG, {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": lora.rank,
-                                  "lora_alpha": lora.alpha, "lora_dropout": 0.0, "bias": "none",
+        write_json(new / CONFIG, {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": together * rank,
+                                  "lora_alpha": together * lora.alpha, "lora_dropout": 0.0, "bias": "none",
                                   "fan_in_fan_out": False, "target_modules": modules})
 
 
@@ -57,18 +70,20 @@ def merge_directory(params: dict[str, Any], config: ModelConfig, directory: str 
                                "targets": _targets(config, tensors, directory)}, str(directory / CONFIG))
     config = models.with_lora(config, every)
     shapes, found, missing = models.abstract(config)["layers"], {}, set(tensors)
-    for name, layer, a, b in _modules(config):
+    for name, layer, at in _modules(config):
         leaves = found.setdefault(name, {key: np.zeros(shapes[name][key].shape, np.float32)
                                          for key in ("lora_a", "lora_b")})
-        for key, theirs in (("lora_a", a), ("lora_b", b)):
+        for key, theirs in zip(("lora_a", "lora_b"), _names(at, layer), strict=True):
             if theirs not in tensors:
                 raise ConfigError(f"{directory / WEIGHTS}: missing tensor {theirs!r}")
-            mine = leaves[key][layer]
-            flat = mine.reshape(-1, every.rank) if key == "lora_a" else mine.reshape(every.rank, -1)
-            if tensors[theirs].shape != flat.T.shape:
-                raise ConfigError(f"{directory / WEIGHTS}: tensor {theirs!r} has shape {list(tensors[theirs].shape)}, "
-                                  f"the model asks for {list(flat.T.shape)}")
-            mine[...] = tensors[theirs].T.reshape(mine.shape)
+            mine, given = leaves[key][layer], tensors[theirs]
+            asked = (every.rank, mine.size // every.rank) if key == "lora_a" else (at.shape[0], every.rank)
+            if given.shape != asked:
+                raise ConfigError(f"{directory / WEIGHTS}: tensor {theirs!r} has shape {list(given.shape)}, the model "
+                                  f"asks for {list(asked)}")
+            if key == "lora_b":
+                given = given.reshape(-1, at.shares, _rows(at), every.rank)[:, at.share].reshape(-1, every.rank)
+            mine[...] = given.T.reshape(mine.shape)
             missing.discard(theirs)
     if missing:
         raise ConfigError(f"{directory / WEIGHTS}: tensors that this model has no place for: {sorted(missing)[:3]}")
@@ -77,22 +92,32 @@ def merge_directory(params: dict[str, Any], config: ModelConfig, directory: str 
     return models.merge_adapters(models.join_adapters(adapters, params), every)
 
 
-def _modules(config: ModelConfig) -> Iterator[tuple[str, int, str, str]]:
-    """(projection, layer, their name of A, of B) of every adapter."""
+def _modules(config: ModelConfig) -> Iterator[tuple[str, int, Stored]]:
+    """(projection, layer, where its kernels are) of every adapter."""
     assert config.lora is not None
     shapes = models.abstract(config)["layers"]
     for name in config.lora.targets:
-        kernels = stored(config, ("layers", name, "kernel"), shapes[name]["kernel"].shape).names
-        for layer, kernel in enumerate(kernels):
-            module = _PREFIX + kernel.removesuffix(".weight")
-            yield name, layer, f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+        at = stored(config, ("layers", name, "kernel"), shapes[name]["kernel"].shape)
+        for layer in range(len(at.names)):
+            yield name, layer, at
+
+
+def _names(at: Stored, layer: int) -> tuple[str, str]:
+    """Their names of A and of B."""
+    module = _PREFIX + at.names[layer].removesuffix(".weight")
+    return f"{module}.lora_A.weight", f"{module}.lora_B.weight"
+
+
+def _rows(at: Stored) -> int:
+    """Rows of their matrix that are one after the other those of one projection."""
+    return at.head_dim if at.shares > 1 else at.shape[0]
 
 
 def _targets(config: ModelConfig, tensors: dict[str, np.ndarray], directory: Path) -> list[str]:
     """Our names of the projections that the tensors belong to."""
     candidates = [name for name in models.LORA_TARGETS if name in models.abstract(config)["layers"]]
     every = models.with_lora(config, LoraConfig(targets=tuple(candidates)))
-    found = {name for name, _, a, _ in _modules(every) if a in tensors}
+    found = {name for name, layer, at in _modules(every) if _names(at, layer)[0] in tensors}
     if not found:
         raise ConfigError(f"{directory / WEIGHTS}: holds no adapter of a {config.family} model; its tensors are named "
                           f"like {min(tensors, default='(none)')!r}")
