@@ -13,7 +13,7 @@ from jaxllm.cells.frechet import scfid
 from jaxllm.config import ConfigError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "c2s"
-SMALL = EmbedderConfig(dim=8, width=32, steps=150, batch=64)
+SMALL = EmbedderConfig(dim=8, width=32, steps=120, batch=64)
 
 
 @pytest.fixture(scope="module")
