@@ -16,6 +16,7 @@ from jaxllm.cells.expression import Line
 from jaxllm.cells.train import ABOUT
 from jaxllm.cells.vocabulary import GeneTokens
 from jaxllm.config import ConfigError, build, check
+from jaxllm.data import load_tokenizer
 from jaxllm.diffusion import DecodeConfig, decode, pad_prompts
 from jaxllm.files import read_json
 from jaxllm.generation import Engine, EngineConfig, Request, Sampling, open_model
@@ -121,24 +122,39 @@ class CellModel:
 
     def text(self, ids: Sequence[int]) -> str:
         """An answer as text, without white space around it."""
-        return self.tokens.tokenizer.decode(list(ids)).strip()
+        return self.tokens.decode(ids).strip()
 
 
 def open_cell_model(directory: str | Path, dtype: str | None = None) -> CellModel:
-    """The `model` directory of a run on cell sentences.
+    """The `model` directory of a run on cell sentences, or the run's own.
 
     Raises:
       ConfigError: no model is there, or it was not trained on cells.
     """
-    path = Path(directory)
-    if not (path / ABOUT).is_file() and (path / "model" / ABOUT).is_file():
-        path = path / "model"  # a run directory was given
-    if not (path / ABOUT).is_file():
-        raise ConfigError(f"{path}: holds no {ABOUT}; give the `model` directory of a run on cell sentences")
+    path = _model_directory(directory)
+    tokens, data, about = describe_cell_model(path)
+    params, model, _ = open_model(path, dtype)
+    return CellModel(params, model, tokens, Line.of(about["line"]), data, about["seed"])
+
+
+def describe_cell_model(directory: str | Path) -> tuple[GeneTokens, CellsDataConfig, dict[str, Any]]:
+    """Tokens, settings and `cells.json` of a model of cells, without its weights.
+
+    Raises:
+      ConfigError: as `open_cell_model`.
+    """
+    path = _model_directory(directory)
     about = read_json(path / ABOUT)
     data = build(CellsDataConfig, about["cells"], str(path / ABOUT))
-    params, model, tokenizer = open_model(path, dtype)
-    return CellModel(params, model, GeneTokens(tokenizer, about["genes"]), Line.of(about["line"]), data, about["seed"])
+    return GeneTokens(load_tokenizer(path), about["genes"]), data, about
+
+
+def _model_directory(directory: str | Path) -> Path:
+    path = Path(directory)
+    found = next((p for p in (path, path / "model") if (p / ABOUT).is_file()), None)
+    if found is None:
+        raise ConfigError(f"{path}: holds no {ABOUT}; give the directory of a run on cell sentences, or its `model`")
+    return found
 
 
 def _parts(count: int, size: int) -> Iterator[range]:

@@ -72,8 +72,8 @@ class CellTaskConfig:
             check(1 <= low <= high, f"tasks.{name}", value, "must be at least 1; a range is (least, most)")
         check(self.weight > 0, "tasks.weight", self.weight, "must be positive; leave the task out instead")
         check(0 <= self.dropout < 1, "tasks.dropout", self.dropout, "must lie in [0, 1)")
-        check(self.texts is None or self.group is not None, "tasks.texts", self.texts, "texts are given by the value of "
-              "tasks.group; set it")
+        check(self.texts is None or self.group is not None, "tasks.texts", self.texts,
+              "texts are given by the value of tasks.group; set it")
 
 
 def bounds(count: Count) -> tuple[int, int]:
@@ -140,13 +140,14 @@ class TaskExamples:
             self._groups = {"": self.rows}
             return
         values = self._cells.labels(config.group).astype(str)[self.rows]
-        self._groups = {value: self.rows[values == value] for value in sorted(set(values))}
-        self._of = dict(zip(self.rows.tolist(), values, strict=True))
+        self._groups = {value: self.rows[values == value] for value in sorted(set(values.tolist()))}
+        self._of = dict(zip(self.rows.tolist(), values.tolist(), strict=True))
 
     def _open_pair(self, source: str) -> None:
         pair = self.config.pair
         if pair is None:
-            raise ConfigError(f"{source}.pair=None: template {self.template.name!r} draws pairs; give column and control")
+            raise ConfigError(f"{source}.pair=None: template {self.template.name!r} draws pairs; give column and "
+                              "control")
         self._groups = {}
         self._condition = self._cells.labels(pair.column).astype(str)
         treated = self._condition != pair.control
@@ -245,7 +246,7 @@ class TaskExamples:
             last = sum(int(s[max(most - 1, 0):most].sum()) for f in shown for s in sizes[f])
             # Each step drops at least one gene a cell, and as many as are surely too many.
             heaviest = max(sum(int(s[:most].max(initial=1)) for f in shown for s in sizes[f]), last, 1)
-            most -= max(1, over // heaviest)
+            most = max(0, most - max(1, over // heaviest))
 
     def _fill(self, parts: Sequence[Part], words: Mapping[str, str], genes: Mapping[str, Sequence[np.ndarray]],
               spaced: bool = True) -> list[int]:

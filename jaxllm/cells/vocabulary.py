@@ -7,12 +7,14 @@ gives the written-out text; a test holds the two against each other.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
+from jaxllm.cells.expression import NOT_A_GENE, PostProcess, Processed, post_process
 from jaxllm.config import ConfigError, check
 from jaxllm.data import check_vocabulary
 from jaxllm.data.tokenizer import SPECIAL_TOKENS
@@ -21,7 +23,8 @@ from jaxllm.models import ModelConfig
 # Signs at a word's end stand alone; within a word they belong to it (RP11-34P13.7, CD4+/CD25).
 ENDINGS = r"[.,:;?!]+$"
 PROBES = 24  # genes whose joint text is encoded to see that spaces separate tokens
-_OUTSIDE = (".", ",")
+# A repeated gene keeps its first place, and what is no gene leaves none.
+GENERATED = PostProcess(unknown="drop", duplicates="first")
 
 
 class GeneTokens:
@@ -49,6 +52,7 @@ class GeneTokens:
         self.single = all(len(ids) == 1 for ids in self._later) and self._first == self._later
         self._lengths = np.array([len(ids) for ids in self._later], np.int64)
         self._table = np.array([ids[0] for ids in self._later], np.int32) if self.single else None
+        self._gene_of = {} if self._table is None else {int(t): i for i, t in enumerate(self._table)}
         self._index = {gene: i for i, gene in enumerate(self.genes)}
 
     def _after_a_space(self) -> list[list[int]]:
@@ -85,28 +89,26 @@ class GeneTokens:
         out = [i for g in first for i in self._first[g]]
         return out + [i for g in ranked[len(first):] for i in self._later[g]]
 
-    def ranked(self, ids: Iterable[int]) -> tuple[np.ndarray, int]:
-        """Genes that generated ids name, int32 `[n]` in their order, each once, and how many words name none.
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of ids, with a space before every gene that is a token.
 
-        A repeated gene keeps its first place. Words are set apart by white space; a full stop at the end is no part
-        of a name.
+        The tokenizer's own decoding loses the space that an added token took in.
         """
-        found, unknown = self.names(ids)
-        return np.array(list(dict.fromkeys(found)), np.int32), unknown
+        if not self._gene_of:
+            return self.tokenizer.decode(list(ids))
+        text = ""
+        for gene, run in itertools.groupby(ids, self._gene_of.get):
+            if gene is None:
+                more = self.tokenizer.decode(list(run))
+                text += more if not text or more[:1].isspace() or more[:1] in ".,:;" else f" {more}"
+            else:
+                text += "".join(f" {self.genes[gene]}" for _ in run)
+        return text.removeprefix(" ")
 
-    def names(self, ids: Iterable[int]) -> tuple[list[int], int]:
-        """Gene indices that ids name, repeated ones too, and the number of words that are no gene."""
-        text = self.tokenizer.decode(list(ids))
-        found, unknown = [], 0
-        for word in text.split():
-            index = self._index.get(word)
-            if index is None:
-                index = self._index.get(word.rstrip(".,").upper())
-            if index is not None:
-                found.append(index)
-            elif word not in _OUTSIDE:
-                unknown += 1
-        return found, unknown
+    def ranked(self, ids: Iterable[int], settings: PostProcess = GENERATED) -> tuple[np.ndarray, Processed]:
+        """Genes that generated ids name, int32 `[n]` in their order, each once; and what was made of the text."""
+        found = post_process(self.decode(ids), self._index, settings)
+        return np.array([self._index[gene] for gene in found.genes if gene != NOT_A_GENE], np.int32), found
 
 
 def build_gene_tokenizer(genes: Sequence[str], texts: Iterable[str]) -> Tokenizer:

@@ -7,7 +7,11 @@ import importlib
 
 # action -> (module with add_arguments and run, one line of help)
 ACTIONS = {
+    "example": ("jaxllm.cli.cells_example", "real cells from an installed package as h5ad"),
     "convert": ("jaxllm.cli.cells_convert", "h5ad and zarr to shards of cell sentences"),
+    "train": ("jaxllm.cli.train", "train on cell sentences from a config; as jaxllm train"),
+    "evaluate": ("jaxllm.cli.cells_evaluate", "labels, generated cells and perturbations against held-out cells"),
+    "generate": ("jaxllm.cli.cells_generate", "cells or answers from a trained model"),
 }
 
 

@@ -1,0 +1,74 @@
+"""Cells written by a trained model for labels that the caller names."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from jaxllm.cells.decoding import AnswerConfig, CellModel
+from jaxllm.cells.expression import reconstruct_ranked
+from jaxllm.cells.templates import Part
+from jaxllm.config import ConfigError
+
+
+@dataclasses.dataclass(frozen=True)
+class WrittenCells:
+    """N cells as a model wrote them.
+
+    Attributes:
+      labels: what each was written for.
+      ranked: gene indices of each, most expressed first.
+      unknown, repeated: words that are no gene, and genes named again; both are left out.
+    """
+
+    labels: tuple[str, ...]
+    ranked: tuple[np.ndarray, ...]
+    unknown: int
+    repeated: int
+
+    def expression(self, model: CellModel) -> csr_matrix:
+        """Expression `[N, G]` float32 by the model's line."""
+        return csr_matrix(np.stack([reconstruct_ranked(r, len(model.tokens.genes), model.line) for r in self.ranked]))
+
+
+def write_cells(model: CellModel, task: str, labels: Sequence[str], genes: int, answers: AnswerConfig) -> WrittenCells:
+    """A cell for each of `labels`, in the first wording of a task whose response is one cell.
+
+    Args:
+      model: trained on the task.
+      task: name of its template.
+      labels: fill the template's one field that is a column; empty texts where it has none.
+      genes: asked for.
+      answers: temperature, decoder and seed; the length follows from `genes`.
+
+    Raises:
+      ConfigError: the task's response is no cell, or it asks for other fields than one label.
+    """
+    template = next(model.data.template(t) for t in model.data.tasks if t.template == task)
+    fields = {p.field for p in template.prompts[0] if p.field} - {"num_genes", "organism"}
+    if [p.field for p in template.response if p.field] != ["sentence"] or not fields <= set(model.data.columns):
+        raise ConfigError(f"task {task!r}: asks for {', '.join(sorted(map(str, fields)))}; choose one that writes a "
+                          "cell for a label")
+    if len(fields) > 1 or (fields and not all(labels)):
+        raise ConfigError(f"task {task!r}: give a value for {', '.join(sorted(map(str, fields)))}")
+    organism = model.data.organism
+    if organism.startswith("column:"):
+        raise ConfigError(f"task {task!r}: the organism is an obs column; use the library and fill the prompt yourself")
+
+    def prompt(label: str) -> list[int]:
+        words = {"num_genes": str(genes), "organism": organism, **dict.fromkeys(map(str, fields), label)}
+        return model.tokens.words("".join(_text(part, words) for part in template.prompts[0]))
+
+    length = int(model.tokens.lengths(np.arange(len(model.tokens.genes))).max()) * genes + 1
+    room = model.data.response_length or min(length, model.data.length)
+    found = model.answer([prompt(label) for label in labels], dataclasses.replace(answers, max_tokens=room))
+    parsed = [model.tokens.ranked(ids) for ids in found]
+    return WrittenCells(tuple(labels), tuple(r[:genes] for r, _ in parsed), sum(p.unknown for _, p in parsed),
+                        sum(p.duplicates for _, p in parsed))
+
+
+def _text(part: Part, words: dict[str, str]) -> str:
+    return part.text if part.field is None else words[part.field]

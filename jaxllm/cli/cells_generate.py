@@ -1,0 +1,96 @@
+"""`jaxllm cells generate MODEL`: cells of a type, or labels of cells, from a trained model."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from jaxllm.config import ConfigError, check, load, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class CellsGenerateConfig:
+    """Settings of the command, given as `key=value`.
+
+    Attributes:
+      genes: written of each cell.
+      count: cells written for each value.
+      temperature, top_p: of written cells.
+      slots: decoded at a time.
+      method, threshold: decoder of masked diffusion.
+      seed: of the draws.
+    """
+
+    genes: int = 200
+    count: int = 10
+    temperature: float = 1.0
+    top_p: float = 1.0
+    slots: int = 32
+    method: str = "elastic"
+    threshold: float = 0.9
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("genes", "count", "slots"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the action."""
+    parser.add_argument("model", type=Path, help="run directory, or its model directory")
+    parser.add_argument("--task", default="cell_type_generation",
+                        help="template of the model whose response is a cell")
+    parser.add_argument("--label", action="append", default=[],
+                        help="value that the cells are written for; may be given several times")
+    parser.add_argument("--out", type=Path, help=".h5ad for the cells (expression by the fitted line), or .jsonl")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as count=100 temperature=0.8")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write cells, show the first of each label."""
+    config = load(CellsGenerateConfig, None, args.overrides)
+    if args.out is not None and args.out.suffix not in (".h5ad", ".jsonl"):
+        raise ConfigError(f"--out {args.out}: name a .h5ad or a .jsonl file")
+    from jaxllm.cells.decoding import AnswerConfig, open_cell_model
+    from jaxllm.cells.generate import write_cells
+
+    model = open_cell_model(args.model)
+    templates = [t.template for t in model.data.tasks]
+    if args.task not in templates:
+        raise ConfigError(f"--task {args.task!r}: the model knows {', '.join(templates)}; "
+                          f"{nearest(args.task, templates)}")
+    labels = args.label or [""]
+    answers = AnswerConfig(temperature=config.temperature, top_p=config.top_p, slots=config.slots,
+                           method=config.method, threshold=config.threshold, seed=config.seed)
+    wanted = [label for label in labels for _ in range(config.count)]
+    made = write_cells(model, args.task, wanted, config.genes, answers)
+    for i in range(0, len(made.labels), config.count):
+        head = " ".join(model.tokens.genes[g] for g in made.ranked[i][:12])
+        print(f"{made.labels[i] or 'cell'}: {head} ... ({len(made.ranked[i])} genes)")
+    print(f"{len(made.labels)} cells; {made.unknown} words that are no gene, {made.repeated} repeated genes")
+    if args.out is not None:
+        save(args.out, made, model)
+        print(f"wrote {args.out}")
+    return 0
+
+
+def save(path: Path, made: Any, model: Any) -> None:
+    """The cells as JSONL of sentences, or as h5ad of expression by the fitted line."""
+    from jaxllm.files import aside, write_jsonl
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".jsonl":
+        write_jsonl(path, [{"label": label, "cell_sentence": " ".join(model.tokens.genes[g] for g in ranked)}
+                           for label, ranked in zip(made.labels, made.ranked, strict=True)])
+        return
+    import anndata
+    import pandas
+
+    names = [f"generated_{i}" for i in range(len(made.labels))]
+    data = anndata.AnnData(made.expression(model),
+                           obs=pandas.DataFrame({"label": made.labels}, index=pandas.Index(names)),
+                           var=pandas.DataFrame(index=pandas.Index(model.tokens.genes)))
+    with aside(path) as temporary:
+        data.write_h5ad(temporary)
