@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import errno
 import functools
 import multiprocessing
+import multiprocessing.connection
+import os
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,7 +143,7 @@ def _processes(workers: int, function: Callable[[int], dict[str, Any]],
                numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
     # Forked children would inherit threads of JAX and Arrow with their locks held.
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(workers, context, initializer=_end_with_parent) as pool:
         futures = [pool.submit(function, number) for number in numbers]
         try:
             for future in concurrent.futures.as_completed(futures):
@@ -149,6 +153,18 @@ def _processes(workers: int, function: Callable[[int], dict[str, Any]],
                               "workers or a smaller block_cells, finished shards are kept") from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Have this process end when the one that started it is gone: after a kill -9 nobody else would tell it."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            multiprocessing.connection.wait([parent.sentinel])
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def shard_name(index: int) -> str:

@@ -22,7 +22,7 @@ from jaxllm.cells.expression import (
 )
 from jaxllm.cells.sentences import rank_cells
 from jaxllm.config import ConfigError
-from tests.cells.made import GOLDEN, golden, golden_input
+from tests.cells.inputs_made import GOLDEN, golden, golden_input
 
 NAMES = {"slope": "slope", "intercept": "intercept", "r2": "r_squared", "pearson": "pearson_r_statistic",
          "spearman": "spearman_r_statistic"}

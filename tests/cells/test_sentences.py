@@ -7,7 +7,7 @@ from scipy.sparse import csr_matrix
 from jaxllm.cells import sentences
 from jaxllm.cells.sentences import hashes, rank, rank_cells, rank_reference, skip_reference
 from jaxllm.config import ConfigError
-from tests.cells.made import golden, golden_input, make_cells, naive_ranks
+from tests.cells.inputs_made import golden, golden_input, make_cells, naive_ranks
 
 
 def sha16(text):
