@@ -34,11 +34,13 @@ class PairConfig:
       column: obs column that names the perturbation.
       control: its value in untreated cells.
       match: obs columns in which a control must equal the perturbed cell, such as batch and cell type.
+      controls: also learn controls, shown beside another control, as what becomes of a cell that is left alone.
     """
 
     column: str
     control: str
     match: tuple[str, ...] = ()
+    controls: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +163,7 @@ class TaskExamples:
             controls.setdefault(strata[row], []).append(int(row))
         self._controls = {key: np.array(rows) for key, rows in controls.items()}
         self._stratum = strata
-        mine = self.rows[treated[self.rows]]
+        mine = self.rows if pair.controls else self.rows[treated[self.rows]]
         kept = np.array([r for r in mine if strata[r] in self._controls], int)
         self.unmatched = len(mine) - len(kept)
         check(len(kept) > 0, f"{source}.pair.match", pair.match, "no perturbed cell has a control that equals it there")
@@ -190,14 +192,15 @@ class TaskExamples:
         """What an example that starts from cell `row` shows."""
         config = self.config
         kept = int(rng.integers(bounds(config.genes)[0], bounds(config.genes)[1] + 1))
-        words = {name: str(values[row]) for name, values in self._columns.items()}
-        words["organism"] = self._organism if isinstance(self._organism, str) else str(self._organism[row])
+        words = self._words(row)
         if self.template.draws == "cell":
             return Drawn(words, {"sentence": [self._genes(row, kept, rng)]}, (row,))
         if self.template.draws == "pair":
             assert config.pair is not None
             controls = self._controls[self._stratum[row]]
             control = int(controls[rng.integers(len(controls))])
+            if control == row and len(controls) > 1:
+                control = int(rng.choice(controls[controls != row]))
             words["perturbation"] = str(self._condition[row])
             return Drawn(words, {CONTROL: [self._genes(control, kept, rng)],
                                  PERTURBED: [self._genes(row, kept, rng)]}, (control, row))
@@ -211,6 +214,17 @@ class TaskExamples:
             words["text"] = self._texts[key]
         words["num_cells"] = str(count)
         return Drawn(words, {"sentences": [self._genes(r, kept, rng) for r in drawn]}, tuple(drawn))
+
+    def of_base(self, row: int, perturbation: str, genes: int) -> Drawn:
+        """What is shown of a control cell `row` whose answer is asked for under any perturbation."""
+        rng = np.random.default_rng(0)
+        words = {**self._words(row), "perturbation": perturbation}
+        return Drawn(words, {CONTROL: [self._genes(row, genes, rng)]}, (row,))
+
+    def _words(self, row: int) -> dict[str, str]:
+        words = {name: str(values[row]) for name, values in self._columns.items()}
+        words["organism"] = self._organism if isinstance(self._organism, str) else str(self._organism[row])
+        return words
 
     def _genes(self, row: int, count: int, rng: np.random.Generator) -> np.ndarray:
         ranked = self._cells.ranked(row)

@@ -12,6 +12,7 @@ ACTIONS = {
     "train": ("jaxllm.cli.train", "train on cell sentences from a config; as jaxllm train"),
     "evaluate": ("jaxllm.cli.cells_evaluate", "labels, generated cells and perturbations against held-out cells"),
     "generate": ("jaxllm.cli.cells_generate", "cells or answers from a trained model"),
+    "screen": ("jaxllm.cli.cells_screen", "rank perturbations by a gene program's effect in two contexts"),
 }
 
 

@@ -1,0 +1,226 @@
+"""A dual-context virtual screen with a trained model: candidates x contexts x cells, decoded in batches, resumable.
+
+Base cells are control cells of two contexts. For each candidate the model writes every base cell as it would be after
+treatment; what a gene program gains over the same cells written for the control is that candidate's effect. The
+statistics are those of `jaxllm.cells.screen`. What comes out are a model's predictions, to be tested at the bench.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from jaxllm.cells.decoding import AnswerConfig, CellModel
+from jaxllm.cells.evaluate import read_back
+from jaxllm.cells.examples import CONTROL, Drawn, TaskExamples, bounds
+from jaxllm.cells.feed import open_task
+from jaxllm.cells.plots import plot_volcano
+from jaxllm.cells.programs import MHC_I, fit_program, rank_score
+from jaxllm.cells.screen import ScreenConfig, ScreenTable, screen
+from jaxllm.cells.shards import Cells
+from jaxllm.config import ConfigError, check, nearest, to_dict
+from jaxllm.files import read_json, read_jsonl, write_json, write_text
+
+SCORES, SETTINGS, TABLE, VOLCANO = "scores.jsonl", "screen.json", "table.jsonl", "volcano.png"
+
+
+@dataclasses.dataclass(frozen=True)
+class VirtualScreenConfig:
+    """What is screened.
+
+    Attributes:
+      context_column: obs column of the two contexts, whose values `statistics.positive` and `neutral` name.
+      candidates: perturbations to try; none for all that the model was trained on.
+      cells: base cells of each context, drawn by the seed; 0 for all.
+      control: what effects are counted from: the base cells as the model writes them for the control (`predicted`; it
+        must have been trained with `pair.controls`), or as they were measured (`base`), which puts the model's own
+        inaccuracy into every effect.
+      repeats: cells written for each base cell; their mean score counts. More of the control's take its noise, which
+        all candidates share, out of their p-values.
+      program: genes whose score counts.
+      score: `expression`, by the fitted line against matched background genes, or `rank`, by the place of the
+        program's genes in the sentence.
+      temperature: of the written cells.
+      slots: prompts decoded at a time.
+      method, threshold: decoder of masked diffusion.
+      statistics: intervals, p-values and corrections.
+      seed: of base cells and draws.
+    """
+
+    context_column: str = "context"
+    candidates: tuple[str, ...] = ()
+    cells: int = 50
+    control: Literal["predicted", "base"] = "predicted"
+    repeats: int = 1
+    program: tuple[str, ...] = MHC_I
+    score: Literal["expression", "rank"] = "expression"
+    temperature: float = 1.0
+    slots: int = 32
+    method: str = "elastic"
+    threshold: float = 0.9
+    statistics: ScreenConfig = ScreenConfig()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.cells >= 0, "cells", self.cells, "must not be negative; 0 for all")
+        check(self.repeats >= 1, "repeats", self.repeats, "must be at least 1")
+        check(len(set(self.candidates)) == len(self.candidates), "candidates", self.candidates, "name each once")
+
+    def answers(self, max_tokens: int) -> AnswerConfig:
+        """How cells are written."""
+        return AnswerConfig(max_tokens=max_tokens, temperature=self.temperature, slots=self.slots, method=self.method,
+                            threshold=self.threshold, seed=self.seed)
+
+
+def virtual_screen(model: CellModel, cells: Cells, config: VirtualScreenConfig, out: str | Path,
+                   log: Callable[[str], None] = print) -> ScreenTable:
+    """Run or go on with a screen; scores, table and volcano plot go to the directory `out`.
+
+    Every candidate's scores are written as soon as they are there, and a screen that was stopped goes on behind them.
+    A written cell hangs on its base cell, candidate and seed alone.
+
+    Raises:
+      ConfigError: the model knows no perturbations or not these, a context has no control cells, or `out` holds
+        another screen.
+    """
+    out = Path(out)
+    task, number = _task(model, cells)
+    pair = task.config.pair
+    assert pair is not None
+    conditions = cells.labels(pair.column).astype(str)
+    contexts = cells.labels(config.context_column).astype(str)
+    known = sorted(set(conditions.tolist()) - {pair.control})
+    for name in config.candidates:
+        check(name in known, "candidates", name, f"the model was not trained on it; {nearest(name, known)}")
+    check(config.control == "base" or pair.controls, "control", "predicted", "the model never saw control cells "
+          f"written for {pair.control!r}; train with pair.controls, or use base")
+    candidates = list(config.candidates) or known
+    bases = {context: _bases(conditions, contexts, pair.control, context, config)
+             for context in (config.statistics.positive, config.statistics.neutral)}
+    _agree(out, config, model, candidates, bases, number, cells)
+    score = _scorer(model, cells, bases, task, config)
+    done = {(r["candidate"], r["context"]): r["scores"] for r in read_jsonl(out / SCORES)} \
+        if (out / SCORES).exists() else {}
+    if done:  # a kill may have left half a line
+        _rewrite(out / SCORES, done)
+        log(f"goes on behind {len(done) // 2} of {len(candidates)} candidates")
+    wanted = [*([pair.control] if config.control == "predicted" else []), *candidates]
+    with (out / SCORES).open("a", encoding="utf-8") as file:
+        for count, name in enumerate(wanted, 1):
+            left = [context for context in bases if (name, context) not in done]
+            for context, found in _written(model, task, bases, left, name, wanted.index(name), config, score):
+                done[name, context] = found
+                file.write(json.dumps({"candidate": name, "context": context, "scores": found}) + "\n")
+                file.flush()
+            if left:
+                log(f"{name}: {count} of {len(wanted)}")
+    treated = {context: np.array([done[name, context] for name in candidates]) for context in bases}
+    control = {context: np.array(done[pair.control, context]) if config.control == "predicted" else
+               score([cells.ranked(int(r)) for r in rows]) for context, rows in bases.items()}
+    table = screen(treated, control, candidates, config.statistics)
+    table.write(out / TABLE)
+    plot_volcano(out / VOLCANO, table)
+    return table
+
+
+def _task(model: CellModel, cells: Cells) -> tuple[TaskExamples, int]:
+    """The model's first task that writes perturbed cells, over all cells."""
+    for number, task in enumerate(model.data.tasks):
+        template = model.data.template(task)
+        if template.draws == "pair" and "perturbed" in [p.field for p in template.response]:
+            return open_task(model.data, cells, model.tokens, number, np.arange(len(cells)), seed=model.seed,
+                             part="test"), number
+    raise ConfigError("model: was trained on no task that writes perturbed cells; a screen needs one, such as "
+                      "perturbation_response")
+
+
+def _bases(conditions: np.ndarray, contexts: np.ndarray, control: str, context: str,
+           config: VirtualScreenConfig) -> np.ndarray:
+    """Control cells of a context."""
+    rows = np.flatnonzero((conditions == control) & (contexts == context))
+    values = sorted(set(contexts.tolist()))
+    check(context in values, "statistics.positive or neutral", context, f"no cell has it in "
+          f"{config.context_column!r}; {nearest(context, values)}")
+    check(len(rows) >= 3, "context_column", context, f"has {len(rows)} control cells; a screen needs 3")
+    if not config.cells or config.cells >= len(rows):
+        return rows
+    return np.sort(np.random.default_rng(config.seed).choice(rows, config.cells, replace=False))
+
+
+def _agree(out: Path, config: VirtualScreenConfig, model: CellModel, candidates: Sequence[str],
+           bases: dict[str, np.ndarray], task: int, cells: Cells) -> None:
+    """`ConfigError` if `out` holds a screen with other settings, other cells or another model's wordings."""
+    stated = to_dict(config)
+    stated.pop("statistics")  # they can be computed anew from the same scores
+    stated.pop("slots")
+    about = json.loads(json.dumps({
+        "settings": stated, "candidates": list(candidates), "task": task, "genes": len(model.tokens.genes),
+        "bases": {context: cells.names[rows].tolist() for context, rows in bases.items()},
+        "weights": _sum(model.params)}, default=str))
+    if (out / SETTINGS).exists() and (old := read_json(out / SETTINGS)) != about:
+        other = next(name for name in about if old.get(name) != about[name])
+        raise ConfigError(f"{out}: holds a screen with other {other}; use another directory")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / SETTINGS, about)
+
+
+def _sum(params: Any) -> float:
+    """A number that tells models apart."""
+    import jax
+
+    return float(sum(np.abs(np.asarray(leaf, np.float64)).sum() for leaf in jax.tree.leaves(params)))
+
+
+def _scorer(model: CellModel, cells: Cells, bases: dict[str, np.ndarray], task: TaskExamples,
+            config: VirtualScreenConfig) -> Callable[[Sequence[np.ndarray]], np.ndarray]:
+    """Scores of ranked cells, `[N]`; fitted on the base cells of both contexts as sentences of as many genes."""
+    count = bounds(task.config.genes)[1]
+    if config.score == "rank":
+        return lambda ranked: rank_score([r[:count] for r in ranked], model.tokens.genes, config.program, count)
+    rows = np.concatenate(list(bases.values()))
+    fitted = fit_program(read_back([cells.ranked(int(r)) for r in rows], count, model), model.tokens.genes,
+                         config.program)
+    return lambda ranked: fitted(read_back(ranked, count, model))
+
+
+def _written(model: CellModel, task: TaskExamples, bases: dict[str, np.ndarray], contexts: Sequence[str], name: str,
+             number: int, config: VirtualScreenConfig, score: Callable[[Sequence[np.ndarray]], np.ndarray]
+             ) -> Iterator[tuple[str, list[float]]]:
+    """Scores of every base cell as written for a candidate, by context."""
+    data = model.data
+    count = bounds(task.config.genes)[1]
+    room = data.length // data.examples_per_row - 1
+    prompts, seeds, sizes = [], [], []
+    for context in contexts:
+        for row in bases[context].tolist():
+            prompts += [_prompt(task, row, name, count, room - count, model)] * config.repeats
+            seeds += [int(s) for s in np.random.SeedSequence([config.seed, number, row]).generate_state(config.repeats)]
+        sizes.append(len(bases[context]))
+    if not prompts:
+        return
+    longest = int(model.tokens.lengths(np.arange(len(model.tokens.genes))).max()) * count + 1
+    most = data.response_length or min(longest, model.model.max_length - max(map(len, prompts)))
+    answers = model.answer(prompts, config.answers(most), seeds)
+    found = score([model.tokens.ranked(ids)[0] for ids in answers]).reshape(-1, config.repeats).mean(1)
+    start = 0
+    for context, size in zip(contexts, sizes, strict=True):
+        yield context, found[start:start + size].tolist()
+        start += size
+
+
+def _prompt(task: TaskExamples, row: int, name: str, count: int, room: int, model: CellModel) -> list[int]:
+    """A base cell in the first wording, with the candidate's name in it."""
+    drawn = task.of_base(row, name, count)
+    # A response is left out of the limit: the model writes it.
+    empty = Drawn(drawn.words, {CONTROL: drawn.genes[CONTROL], "perturbed": [np.zeros(0, np.int32)]}, drawn.cells)
+    return task.write(empty, task.template.prompts[0], max(room, 1)).prompt
+
+
+def _rewrite(path: Path, done: dict[tuple[str, str], Any]) -> None:
+    write_text(path, "".join(json.dumps({"candidate": n, "context": c, "scores": s}) + "\n"
+                             for (n, c), s in done.items()))
