@@ -1,17 +1,21 @@
 """C2S-Scale: cells as sentences of gene names, from AnnData to a trained model to a virtual screen.
 
-Entry points: `CellsConfig`, `train_cells`, `open_cell_model`. Paper: C2S-Scale (bioRxiv 2025.04.14.648850), after
-Cell2Sentence (ICML 2024).
+Entry points: `convert`, `open_cells`, `CellsConfig`, `train_cells`, `open_cell_model`.
+Paper: C2S-Scale (bioRxiv 2025.04.14.648850), after Cell2Sentence (ICML 2024).
 """
 
 from jaxllm.cells.config import CellsConfig, CellsDataConfig
+from jaxllm.cells.convert import convert
 from jaxllm.cells.examples import CellTaskConfig, PairConfig
+from jaxllm.cells.expression import Line, post_process, reconstruct
 from jaxllm.cells.feed import CellsFeed, cells_objective
+from jaxllm.cells.plan import ConvertConfig
+from jaxllm.cells.sentences import rank_cells
 from jaxllm.cells.shards import Cells, open_cells
 from jaxllm.cells.split import SplitConfig, split_cells
 from jaxllm.cells.train import train_cells
 from jaxllm.cells.vocabulary import GeneTokens, add_gene_tokens, build_gene_tokenizer, grow_embeddings
 
-__all__ = ["CellTaskConfig", "Cells", "CellsConfig", "CellsDataConfig", "CellsFeed", "GeneTokens", "PairConfig",
-           "SplitConfig", "add_gene_tokens", "build_gene_tokenizer", "cells_objective", "grow_embeddings",
-           "open_cells", "split_cells", "train_cells"]
+__all__ = ["CellTaskConfig", "Cells", "CellsConfig", "CellsDataConfig", "CellsFeed", "ConvertConfig", "GeneTokens",
+           "Line", "PairConfig", "SplitConfig", "add_gene_tokens", "build_gene_tokenizer", "cells_objective", "convert",
+           "grow_embeddings", "open_cells", "post_process", "rank_cells", "reconstruct", "split_cells", "train_cells"]

@@ -66,7 +66,7 @@ def convert(config: ConvertConfig, out: str | Path, *, data: Sequence[Any] = (),
       progress: told what is done, how much of it and of how much.
 
     Returns:
-      The manifest, which `Cells.manifest` gives later; see docs/experiments/cells.md.
+      The manifest, which `Cells.manifest` gives later; see jaxllm/cells/shards.py.
 
     Raises:
       ConfigError: bad input, settings that do not fit it, another conversion in `out`, a full disk.

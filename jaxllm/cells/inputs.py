@@ -299,6 +299,14 @@ def kind_type(kind: str) -> pa.DataType:
     return {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}[kind]
 
 
+def stored_by_column(source: Source) -> Iterator[np.ndarray]:
+    """The arrays of a CSC matrix on disk, in parts."""
+    group = source.matrix.group  # pyright: ignore[reportAttributeAccessIssue]
+    for name in ("indptr", "indices", "data"):
+        for at in range(0, group[name].shape[0], CSC_ENTRIES):
+            yield np.ascontiguousarray(group[name][at:at + CSC_ENTRIES])
+
+
 def reblock(source: Source, directory: Path) -> None:
     """Copy a CSC matrix on disk into CSR files in `directory`, which `use_reblocked` reads.
 

@@ -19,7 +19,7 @@ import numpy as np
 from jaxllm.cells.counts import KINDS, Scale, check_block, detect, linear, recover_counts
 from jaxllm.cells.expression import TARGET, row_totals, sample
 from jaxllm.cells.genes import GeneConfig, make_vocabulary, merge_columns
-from jaxllm.cells.inputs import Source, open_source, reblock, use_reblocked
+from jaxllm.cells.inputs import Source, open_source, reblock, stored_by_column, use_reblocked
 from jaxllm.cells.sentences import REFERENCE_SEED, hashes, skip_reference
 from jaxllm.cells.shards import FORMAT, sha256
 from jaxllm.config import ConfigError, build, check, to_dict
@@ -203,9 +203,10 @@ def _hash_tables(path: str) -> str:
 
 
 def _hash_memory(source: Source) -> str:
-    digest = hashlib.sha256("\0".join(source.genes).encode())
-    for first, block in source.blocks():
-        digest.update("\0".join(source.names(first, first + len(np.asarray(block.indptr)) - 1)).encode())
+    digest = hashlib.sha256("\0".join([*source.genes, *source.names(0, source.cells)]).encode())
+    for part in stored_by_column(source) if source.is_csc else ():
+        digest.update(part.tobytes())
+    for _, block in () if source.is_csc else source.blocks():
         for part in (block.data, block.indices, block.indptr):
             digest.update(np.ascontiguousarray(part).tobytes())
     for name, kind in source.columns.items():

@@ -1,4 +1,18 @@
-"""Converted cells, opened for reading: Arrow shards mapped into memory, and their manifest."""
+"""Converted cells, opened for reading: Arrow shards mapped into memory, and their manifest.
+
+A directory of cells holds `cells-00000.arrow` and so on (Arrow streams; `datasets.load_from_disk` opens them), with the
+columns cell_name, genes (indices, most expressed first), expression, cell_sentence and the obs columns kept, and
+`manifest.json`:
+
+  genes, gene_cells             vocabulary, and in how many cells each is expressed
+  cells, read_cells, empty_cells, repeated_names    counts: kept, read, without a gene, of a name that came before
+  collisions, unknown_genes     columns of one input that share a name; those that no table knows
+  line, normalization           expression by rank, and what expression is
+  columns, kinds                obs columns kept
+  inputs                        path, bytes, SHA-256, cells and kind of values of each input
+  shards                        file, bytes, SHA-256, cells, input and rows of each
+  settings, made_from, format   the `ConvertConfig`; SHA-256 of settings and inputs; version
+"""
 
 from __future__ import annotations
 

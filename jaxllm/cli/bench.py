@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxllm.config import ConfigError, nearest
 
-BENCHES = ("decode", "exact_match", "generate", "rl", "train")
+BENCHES = ("cells", "decode", "exact_match", "generate", "rl", "train")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,6 +45,10 @@ def run(args: argparse.Namespace) -> int:
         from jaxllm.bench.generate import bench as bench_generate
 
         results = bench_generate(quick=args.quick)
+    elif args.name == "cells":
+        from jaxllm.bench.cells import bench as bench_cells
+
+        results = bench_cells(quick=args.quick)
     elif args.name == "rl":
         from jaxllm.bench.rl import bench as bench_rl
 

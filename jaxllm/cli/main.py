@@ -25,7 +25,7 @@ COMMANDS = {
     "data": ("jaxllm.cli.data", "prepare: tokenise records once into a cache"),
     "cells": ("jaxllm.cli.cells", "cell sentences: convert, train, evaluate, generate, screen"),
     "convert": ("jaxllm.cli.convert", "convert a GGUF file or a Hugging Face directory"),
-    "bench": ("jaxllm.cli.bench", "measure: decode, exact_match, generate, train"),
+    "bench": ("jaxllm.cli.bench", "measure: cells, decode, exact_match, generate, rl, train"),
     "fit-scaling": ("jaxllm.cli.fit_scaling", "fit how the reward of RL runs grows with compute"),
     "quickstart": ("jaxllm.cli.quickstart", "decode held-out puzzles with the shipped model, every method"),
 }

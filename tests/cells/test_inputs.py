@@ -12,7 +12,8 @@ from jaxllm.cells.inputs import open_source, reblock, use_reblocked
 from jaxllm.config import ConfigError
 from tests.cells.inputs_made import golden_input, make_cells
 
-pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2")
+pytestmark = [pytest.mark.filterwarnings(f"ignore:{text}") for text in (
+    "Writing zarr v2", "zarr v3 autosharding", "Consolidated metadata")]
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,9 @@ def test_reference_mode_goes_on_over_blocks():
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint16, np.int64])
-def test_default_order_is_value_then_hash(dtype, monkeypatch):
+@pytest.mark.parametrize("short", [0, 1024])
+def test_default_order_is_value_then_hash(dtype, short, monkeypatch):
+    monkeypatch.setattr(sentences, "SHORT", short)
     monkeypatch.setattr(sentences, "BLOCK_ENTRIES", 40)  # several blocks
     counts = make_cells(30, 25).X.astype(dtype)
     if dtype == np.float64:
@@ -53,7 +55,9 @@ def test_default_order_is_value_then_hash(dtype, monkeypatch):
     np.testing.assert_array_equal(ranked.values, dense[np.repeat(np.arange(30), ranked.lengths), ranked.genes])
 
 
-def test_ties_that_share_half_a_hash_are_ordered_by_the_rest():
+@pytest.mark.parametrize("short", [0, 1024])
+def test_ties_that_share_half_a_hash_are_ordered_by_the_rest(short, monkeypatch):
+    monkeypatch.setattr(sentences, "SHORT", short)
     n = 64
     matrix = csr_matrix(np.ones((3, n), np.float32))
     ties = np.arange(3 * n, dtype=np.uint64)[::-1].copy()  # upper halves all 0
