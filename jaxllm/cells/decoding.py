@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,10 @@ class AnswerConfig:
             check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
 
     def decoder(self, max_tokens: int | None = None) -> DecodeConfig:
-        """Settings of masked diffusion."""
-        return DecodeConfig(method=self.method, gen_length=max_tokens or self.max_tokens,  # type: ignore[arg-type]
-                            threshold=self.threshold, temperature=self.temperature)
+        """Settings of masked diffusion; blocks are as long as divides the length, at most 32."""
+        length = max_tokens or self.max_tokens
+        return DecodeConfig(method=self.method, gen_length=length,  # type: ignore[arg-type]
+                            block_length=math.gcd(length, 32), threshold=self.threshold, temperature=self.temperature)
 
 
 class CellModel:

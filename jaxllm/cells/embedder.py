@@ -1,8 +1,14 @@
 """Cells as vectors, for the Fréchet distance and for neighbours: a small network trained here, or a file of others'.
 
-The network stands where C2S-Scale has scGPT: expression -> hidden layer -> embedding [E], from which the cell type is
-read off by a linear head and the whole expression by a decoder, some of the genes having been hidden at the input.
-Without labels it is a denoising autoencoder. Distances of one embedder can be compared with each other only.
+The network stands where C2S-Scale has scGPT: expression -> hidden layer -> embedding [E], from which a decoder gives
+the whole expression back, most of the genes having been hidden at the input. A linear head reads off the cell type.
+
+An instrument must not know the cells that it was trained on: where it does, they lie further out than new ones do, and
+a distance then prefers anything bland to real cells. So most genes are hidden, steps are few, the embedding is small,
+and by default labels do not shape it: an embedding made to tell types apart takes the typical for the real. On the
+700 labelled PBMCs (3 folds) copies of training cells are 0.35 from unseen cells so, and cells drawn gene by gene from
+their type's marginals 0.59; with labels shaping it, and with less hidden, the order was the reverse.
+Distances of one embedder can be compared with each other only.
 """
 
 from __future__ import annotations
@@ -38,19 +44,20 @@ class EmbedderConfig:
       batch: cells a step, drawn with replacement.
       learning_rate: peak, falling to 0 by a cosine.
       weight_decay: of AdamW.
-      hidden: share of the genes set to 0 at the input, drawn anew for each cell and step.
-      reconstruction: weight of the decoder's mean squared error beside the label's cross-entropy.
+      hidden: share of the genes set to their mean at the input, drawn anew for each cell and step.
+      label_weight: how far the label's cross-entropy shapes the embedding, beside the decoder's mean squared error; the
+        head is fitted afterwards in any case.
       seed: of weights, batches and hidden genes.
     """
 
-    dim: int = 32
-    width: int = 256
-    steps: int = 500
+    dim: int = 16
+    width: int = 128
+    steps: int = 200
     batch: int = 128
     learning_rate: float = 1e-3
     weight_decay: float = 1e-2
-    hidden: float = 0.2
-    reconstruction: float = 1.0
+    hidden: float = 0.8
+    label_weight: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,7 +66,7 @@ class EmbedderConfig:
         check(self.learning_rate > 0, "embedder.learning_rate", self.learning_rate, "must be above 0, such as 1e-3")
         check(0 <= self.hidden < 1, "embedder.hidden", self.hidden, "must lie in [0, 1)")
         check(self.weight_decay >= 0, "embedder.weight_decay", self.weight_decay, "must not be negative")
-        check(self.reconstruction >= 0, "embedder.reconstruction", self.reconstruction, "must not be negative")
+        check(self.label_weight >= 0, "embedder.label_weight", self.label_weight, "must not be negative")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +76,9 @@ class CellEmbedder:
     Attributes:
       genes: [G] names in the order of its input.
       labels: [T] labels that it learned; empty without.
-      weights: arrays by name: `mean` and `scale` [G] of the input, `w1` [G, H], `b1`, `w2` [H, E], `b2`, `head` [E, T]
+      weights: arrays by name: `mean` [G] and `scale` of the input, `w1` [G, H], `b1`, `w2` [H, E], `b2`, `head` [E, T]
         and `bias` [T].
-      spread: standard deviation over the training cells by which embeddings are divided.
+      spread: standard deviation over the training cells (mean of the dimensions') by which embeddings are divided.
     """
 
     genes: tuple[str, ...]
@@ -104,7 +111,7 @@ class CellEmbedder:
           ConfigError: as for a call; or it was trained without labels.
         """
         check(len(self.labels) > 0, "embedder", "no labels", "it was trained without; train it with labels to predict")
-        logits = self(expression, genes) * self.spread @ self.weights["head"] + self.weights["bias"]
+        logits = self(expression, genes) @ self.weights["head"] + self.weights["bias"]
         return np.array(self.labels)[logits.argmax(1)]
 
     def save(self, path: str | Path) -> None:
@@ -151,7 +158,7 @@ def train_embedder(expression: Any, genes: Sequence[str], labels: Sequence[str] 
     Args:
       expression: [N, G] log expression, dense or sparse; sparse rows become dense a batch at a time.
       genes: [G] names.
-      labels: [N] cell types; None for a denoising autoencoder.
+      labels: [N] cell types for the head; None for none.
       config: sizes and steps.
 
     Raises:
@@ -173,8 +180,7 @@ def train_embedder(expression: Any, genes: Sequence[str], labels: Sequence[str] 
     @jax.jit
     def step(p: Any, state: Any, z: jax.Array, code: jax.Array, key: jax.Array) -> tuple[Any, Any]:
         shown = z * jax.random.bernoulli(key, 1 - config.hidden, z.shape)
-        weight = config.reconstruction if len(names) else 1.0
-        updates, state = optimizer.update(jax.grad(_loss)(p, shown, z, code, weight), state, p)
+        updates, state = optimizer.update(jax.grad(_loss)(p, shown, z, code, config.label_weight), state, p)
         return optax.apply_updates(p, updates), state
 
     state, key = optimizer.init(params), jax.random.key(config.seed)
@@ -182,21 +188,36 @@ def train_embedder(expression: Any, genes: Sequence[str], labels: Sequence[str] 
         rows = rng.integers(0, n, config.batch)
         z = ((dense(x[rows]) - mean) / scale).astype(np.float32)
         params, state = step(params, state, z, codes[rows], jax.random.fold_in(key, i))
-    kept = {k: np.asarray(params[k]) for k in ("w1", "b1", "w2", "b2", "head", "bias")}
-    found = CellEmbedder(tuple(genes), tuple(names.tolist()),
-                         {"mean": mean.astype(np.float32), "scale": scale.astype(np.float32), **kept})
-    spread = float(found(x).std(0).mean())
-    return dataclasses.replace(found, spread=spread or 1.0)
+    weights = {"mean": mean.astype(np.float32), "scale": scale.astype(np.float32),
+               **{k: np.asarray(params[k]) for k in ("w1", "b1", "w2", "b2")}}
+    found = CellEmbedder(tuple(genes), tuple(names.tolist()), weights)
+    found = dataclasses.replace(found, spread=float(found(x).std(0).mean()) or 1.0)
+    weights["head"], weights["bias"] = _head(found(x), codes, len(names))
+    return found
 
 
 def _loss(p: Any, shown: jax.Array, z: jax.Array, code: jax.Array, weight: float) -> jax.Array:
     embedding = jax.nn.gelu(shown @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]
     back = jax.nn.gelu(embedding @ p["w3"] + p["b3"]) @ p["w4"] + p["b4"]
-    total = weight * jnp.mean((back - z) ** 2)
-    if p["bias"].size:
+    total = jnp.mean((back - z) ** 2)
+    if weight > 0 and p["bias"].size:
         logits = embedding @ p["head"] + p["bias"]
-        total += optax.softmax_cross_entropy_with_integer_labels(logits, code).mean()
+        total += weight * optax.softmax_cross_entropy_with_integer_labels(logits, code).mean()
     return total
+
+
+def _head(embedding: np.ndarray, codes: np.ndarray, labels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Weights [E, T] and biases [T] of a logistic regression on the finished embedding."""
+    from sklearn.linear_model import LogisticRegression
+    from threadpoolctl import threadpool_limits
+
+    head, bias = np.zeros((embedding.shape[1], labels), np.float32), np.zeros(labels, np.float32)
+    if labels > 1:
+        with threadpool_limits(1):
+            found: Any = LogisticRegression(max_iter=2000).fit(embedding, codes)
+        # Of two labels it holds the second's only; the first's are then 0.
+        head[:, labels - len(found.coef_):], bias[labels - len(found.coef_):] = found.coef_.T, found.intercept_
+    return head, bias
 
 
 def _start(rng: np.random.Generator, genes: int, config: EmbedderConfig, labels: int) -> dict[str, jax.Array]:
@@ -208,14 +229,14 @@ def _start(rng: np.random.Generator, genes: int, config: EmbedderConfig, labels:
 
 
 def _moments(x: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation [G] of the columns; 1 where a gene does not vary."""
+    """Mean [G] of the columns, and their root mean variance: one scale for all, or rare genes would drown the rest."""
     total, squares = np.zeros(x.shape[1]), np.zeros(x.shape[1])
     for start in range(0, x.shape[0], BLOCK):
         block = dense(x[start:start + BLOCK])
         total += block.sum(0)
         squares += (block ** 2).sum(0)
     mean = total / x.shape[0]
-    deviation = np.sqrt(np.maximum(squares / x.shape[0] - mean ** 2, 0))
+    deviation = np.sqrt(np.maximum(squares / x.shape[0] - mean ** 2, 0).mean())
     return mean, np.where(deviation > 1e-6, deviation, 1.0)
 
 

@@ -93,13 +93,12 @@ def virtual_screen(model: CellModel, cells: Cells, config: VirtualScreenConfig, 
     pair = task.config.pair
     assert pair is not None
     conditions = cells.labels(pair.column).astype(str)
-    contexts = cells.labels(config.context_column).astype(str)
     known = sorted(set(conditions.tolist()) - {pair.control})
     for name in config.candidates:
         check(name in known, "candidates", name, f"the model was not trained on it; {nearest(name, known)}")
     check(config.control == "base" or pair.controls, "control", "predicted", "the model never saw control cells "
           f"written for {pair.control!r}; train with pair.controls, or use base")
-    candidates = list(config.candidates) or known
+    candidates, contexts = list(config.candidates) or known, cells.labels(config.context_column).astype(str)
     bases = {context: _bases(conditions, contexts, pair.control, context, config)
              for context in (config.statistics.positive, config.statistics.neutral)}
     _agree(out, config, model, candidates, bases, number, cells)

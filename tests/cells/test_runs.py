@@ -1,0 +1,215 @@
+"""Runs on cell sentences: trained, resumed, evaluated, asked for cells, screened; causal and by masked diffusion."""
+
+import dataclasses
+import json
+import shutil
+
+import anndata
+import numpy as np
+import pytest
+
+from jaxllm.cells import open_cells, train_cells
+from jaxllm.cells.decoding import AnswerConfig, open_cell_model
+from jaxllm.cells.evaluate import EvaluateConfig, evaluate
+from jaxllm.cells.generate import write_cells
+from jaxllm.cells.policy import CellResponses
+from jaxllm.cells.screen import ScreenConfig
+from jaxllm.cells.screening import VirtualScreenConfig, virtual_screen
+from jaxllm.cli.main import main
+from jaxllm.cli.train import open_config
+from jaxllm.config import ConfigError
+from jaxllm.files import read_jsonl
+from tests.cells.made import GENES, TYPES, convert_to
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+PROGRAM = tuple(GENES[:4])
+CONFIG = """
+model: {vocab_size: 160, d_model: 32, num_layers: 1, num_heads: 2, num_kv_heads: 2, head_dim: 16, d_mlp: 64,
+        max_length: 128, causal: true, tie_embeddings: true, family: llama, eos_id: 1, pad_id: 1}
+cells:
+  path: PATH
+  columns: {cell_type: type}
+  tasks:
+  - {template: cell_type_prediction, genes: [8, 12], dropout: 0.1}
+  - {template: cell_type_generation, genes: 12}
+  - {template: perturbation_response, genes: 12, pair: {column: drug, control: control, match: [type], controls: true}}
+  split: {validation: 0.1, test: 0.2, stratify: type}
+  length: 64
+  batch_size: 16
+steps: 120
+optimizer: {learning_rate: 1.0e-2, schedule: constant, warmup_steps: 5}
+validate_every: 60
+save_every: 40
+keep: 5
+"""
+MASKED = """
+model: {vocab_size: 160, d_model: 32, num_layers: 1, num_heads: 2, num_kv_heads: 2, head_dim: 16, d_mlp: 64,
+        max_length: 128, causal: false, family: llada, mask_id: 0, eos_id: 1, pad_id: 1}
+cells:
+  path: PATH
+  columns: {cell_type: type}
+  tasks: [{template: cell_type_prediction, genes: 12}]
+  split: {validation: 0.1, test: 0.2, stratify: type}
+  length: 48
+  response_length: 8
+  batch_size: 16
+steps: 120
+optimizer: {learning_rate: 1.0e-2, schedule: constant, warmup_steps: 5}
+validate_every: 60
+"""
+
+
+def config_of(directory, text, *overrides):
+    file = directory / "config.yaml"
+    file.write_text(text.replace("PATH", str(directory / "cells")))
+    return open_config(str(file), list(overrides))[0]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs")
+    convert_to(directory / "cells", n=120)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def run(here):
+    train_cells(config_of(here, CONFIG), here / "run", log=lambda text: None)
+    return here / "run"
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return open_cell_model(run)
+
+
+def test_it_learns_and_writes_what_its_use_needs(run, here):
+    lines = read_jsonl(run / "metrics.jsonl")
+    losses = [line["validation/nll_per_token"] for line in lines if "validation/nll_per_token" in line]
+    assert losses[-1] < 2.6 and len(losses) == 2  # the order of eight equal genes is log(8!) / 8 = 1.3 a gene
+    about = json.loads((run / "model" / "cells.json").read_text())
+    assert about["genes"] == list(open_cells(here / "cells").genes) and about["line"]["slope"] < 0
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(run, here):
+    shutil.copytree(run, here / "again")
+    for step in ("80", "120"):
+        shutil.rmtree(here / "again" / "checkpoints" / step)
+    shutil.rmtree(here / "again" / "model")
+    train_cells(config_of(here, CONFIG), here / "again", resume=True, log=lambda text: None)
+    whole, resumed = ((d / "model" / "model.safetensors").read_bytes() for d in (run, here / "again"))
+    assert whole == resumed
+    with pytest.raises(ConfigError, match="cells.learn.*was made with 'response'"):
+        train_cells(config_of(here, CONFIG, "cells.learn=all", "steps=130"), here / "again", resume=True,
+                    log=lambda text: None)
+
+
+def test_evaluation_beside_baselines(model, here):
+    cells = open_cells(here / "cells")
+    report = evaluate(model, cells, EvaluateConfig(components=5), log=lambda text: None)
+    labels, made, drugs = report["tasks"].values()
+    assert labels["scores"]["model"]["accuracy"][0] >= 0.9  # eight genes of a type are seventeen times as strong
+    assert labels["scores"]["logistic ranks"]["accuracy"][0] >= 0.9
+    assert labels["scores"]["majority"]["accuracy"][0] < 0.5
+    assert made["sets"]["model"]["knn_5"] >= 0.8 and made["sets"]["marginals of all"]["knn_5"] < 0.7
+    assert made["sets"]["copies of training cells"]["scfid"] < made["sets"]["marginals of all"]["scfid"]
+    assert set(made["sets"]["model"]["by_label"]) == set(TYPES)
+    assert set(drugs["conditions"]) == {"X", "Y", "X+Y", "control"}
+    assert {"model", "additive", "no effect", "mean of perturbed"} == set(drugs["conditions"]["X+Y"]["scores"])
+
+
+def test_answers_hang_on_their_seed_alone(model):
+    prompts = [model.tokens.words(f"Write a Homo sapiens cell of type {t}. Genes from most to least expressed:")
+               for t in TYPES] * 2
+    config = AnswerConfig(max_tokens=12, temperature=1.0, slots=4)
+    together = model.answer(prompts, config, seeds=range(6))
+    assert model.answer(prompts[4:5], config, seeds=[4]) == together[4:5]
+    with pytest.raises(ConfigError, match="max_tokens"):
+        model.answer(prompts, AnswerConfig(max_tokens=200))
+
+
+def test_cells_are_written_for_labels(model):
+    made = write_cells(model, "cell_type_generation", [*TYPES] * 4, 12, AnswerConfig(temperature=1.0))
+    assert made.expression(model).shape == (12, 26)
+    own = {t: set(range(8 * i, 8 * i + 8)) for i, t in enumerate(TYPES)}
+    right = [len(own[label] & set(r[:8].tolist())) for label, r in zip(made.labels, made.ranked, strict=True)]
+    assert np.mean(right) > 4.5  # 2.5 by chance
+    with pytest.raises(ConfigError, match="choose one that writes a cell"):
+        write_cells(model, "perturbation_response", ["X"], 12, AnswerConfig())
+
+
+def test_a_screen_goes_on_where_it_stopped(model, here):
+    cells = open_cells(here / "cells")
+    config = VirtualScreenConfig(context_column="batch", cells=4, program=PROGRAM, score="rank", slots=8,
+                                 statistics=ScreenConfig(positive="one", neutral="two", samples=50, permutations=50))
+    table = virtual_screen(model, cells, config, here / "screen", log=lambda text: None)
+    assert set(table.candidates) == {"X", "Y", "X+Y"} and table.cells == (4, 4)
+    for name in ("table.jsonl", "volcano.png", "scores.jsonl"):
+        assert (here / "screen" / name).exists()
+    scores = here / "screen" / "scores.jsonl"
+    whole = scores.read_text().splitlines()
+    scores.write_text("\n".join(whole[:5]) + '\n{"candidate": "Y", "con')
+    notes = []
+    again = virtual_screen(model, cells, config, here / "screen", log=notes.append)
+    assert scores.read_text().splitlines() == whole and "goes on" in notes[0]
+    np.testing.assert_array_equal(table.split, again.split)
+    with pytest.raises(ConfigError, match="other settings"):
+        virtual_screen(model, cells, dataclasses.replace(config, cells=3), here / "screen")
+    with pytest.raises(ConfigError, match="not trained on it"):
+        virtual_screen(model, cells, VirtualScreenConfig(candidates=("Z",)), here / "other")
+    with pytest.raises(ConfigError, match="positive or neutral='positive'"):
+        virtual_screen(model, cells, VirtualScreenConfig(context_column="batch"), here / "other")
+
+
+def test_prompts_for_reinforcement_learning(run):
+    task = CellResponses(str(run), "cell_type_prediction")
+    found = task.example(3)
+    assert found.response in TYPES and task.score(f" {found.response}.", found.entry) == 1.0
+    assert task.score("no label", found.entry) == 0.0
+    made = CellResponses(str(run), "cell_type_generation", program=PROGRAM)
+    entry = {"answer": " ".join(GENES[:6])}
+    assert made.score(" ".join(GENES[:6]), entry) == 1.0 and made.score("", entry) == 0.0
+    # Four genes: five of six pairs in order is tau = (5 - 1) / 6.
+    swapped = [GENES[i] for i in (1, 0, 2, 3)]
+    assert made.score(" ".join(swapped), entry) == pytest.approx((4 / 6 + 1) / 2)
+    assert made.score(" ".join(GENES[3::-1]), entry) == pytest.approx(0.0)
+    with pytest.raises(ConfigError, match="is a label; use exact"):
+        CellResponses(str(run), "cell_type_prediction", reward="program")
+    with pytest.raises(ConfigError, match="did you mean cell_type_generation"):
+        CellResponses(str(run), "cell_type_generatio")
+
+
+def test_masked_diffusion_answers_too(here):
+    train_cells(config_of(here, MASKED), here / "masked", log=lambda text: None)
+    model, cells = open_cell_model(here / "masked"), open_cells(here / "cells")
+    for method in ("full", "elastic"):
+        config = EvaluateConfig(method=method, baselines=False)
+        (report,) = evaluate(model, cells, config, log=lambda text: None)["tasks"].values()
+        assert report["scores"]["model"]["accuracy"][0] >= 0.9, method
+    with pytest.raises(ConfigError, match="masked diffusion learns where to end"):
+        config_of(here, MASKED.replace("response_length: 8", "examples_per_row: 1"))
+    with pytest.raises(ConfigError, match="ends by one EOS"):
+        config_of(here, CONFIG, "cells.response_length=16")
+
+
+def test_commands(run, here, capsys):
+    cells = str(here / "cells")
+    assert main(["cells", "evaluate", str(run), "--out", str(here / "e"), "limit=12", "components=4"]) == 0
+    assert "predictor" in capsys.readouterr().out
+    for name in ("evaluation.json", "predictions.jsonl", "rank_line.png", "0_cell_type_prediction_confusion.png",
+                 "1_cell_type_generation_map.png", "2_perturbation_response_rmse.png"):
+        assert (here / "e" / name).stat().st_size > 0
+    assert main(["cells", "generate", str(run), "--label", "NK", "--out", str(here / "g.h5ad"), "count=2",
+                 "genes=12"]) == 0
+    made = anndata.read_h5ad(here / "g.h5ad")
+    assert made.shape == (2, 26) and set(made.obs["label"]) == {"NK"}
+    assert main(["cells", "screen", str(run), "--cells", cells, "--out", str(here / "s"), "context_column=batch",
+                 "cells=3", "statistics.positive=one", "statistics.neutral=two", "program=[G1,G2,G3]", "score=rank",
+                 "statistics.permutations=20", "statistics.samples=20"]) == 0
+    assert "conditional" in capsys.readouterr().out
+    assert main(["cells", "evaluate", str(here)]) == 2
+    assert "holds no cells.json" in capsys.readouterr().err
+    assert main(["cells", "generate", str(run), "--task", "generation"]) == 2
+    assert "the model knows" in capsys.readouterr().err
+    assert main(["cells", "example", "screen", "--out", str(here / "p.h5ad"), "candidates=20", "cells=3"]) == 0
+    assert anndata.read_h5ad(here / "p.h5ad").n_obs == 2 * 21 * 3
