@@ -84,6 +84,10 @@ def convert(config: ConvertConfig, out: str | Path, *, data: Sequence[Any] = (),
             raise ConfigError(f"{out}: exists and " + (
                 "holds another conversion; choose another directory or set overwrite=true" if old else
                 "is no conversion; choose another directory"))
+    left = read_json(work / MANIFEST) if (work / MANIFEST).is_file() else {}
+    if left.get("made_from") == made_from and broken(work, left) is None:  # killed just before it took its name
+        _publish(work, out)
+        return left
     with _full_disk(out):
         plan = _start(config, sources, made_from, files, work, progress)
         records = _write_all(plan, sources if data else None, work, runner, progress)
@@ -91,10 +95,25 @@ def convert(config: ConvertConfig, out: str | Path, *, data: Sequence[Any] = (),
             if moved(entry):
                 raise ConfigError(f"{entry['label']}: changed while it was read; remove {work} and run again")
         manifest = _finish(plan, records, work)
-        if out.exists():
-            shutil.rmtree(out)
-        work.rename(out)
+        _publish(work, out)
     return manifest
+
+
+def _publish(work: Path, out: Path) -> None:
+    """Leave only what readers need, and give it its name."""
+    load_plan.cache_clear()
+    _opened.cache_clear()
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name.startswith(("stats-", "shard-", ".")) or path.name in (PLAN, ARRAYS):
+            path.unlink()
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if out.exists():
+        out.rename(old)
+    work.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _start(config: ConvertConfig, sources: list[Source], made_from: str, files: list[dict], work: Path,
@@ -309,7 +328,7 @@ def _batch(plan: Plan, source: Source, ranked: Ranked, row: int) -> pa.RecordBat
 
 
 def _finish(plan: Plan, records: list[dict[str, Any]], work: Path) -> dict[str, Any]:
-    """Join what the shards counted, write the manifest and what `datasets` reads; only these and the shards stay."""
+    """Join what the shards counted; write what `datasets` reads, and last the manifest."""
     gene_cells, values, lengths = np.zeros(len(plan.genes), np.int64), [], []
     for record in records:
         with np.load(work / record["stats"]) as stats:
@@ -330,13 +349,6 @@ def _finish(plan: Plan, records: list[dict[str, Any]], work: Path) -> dict[str, 
         "gene_cells": gene_cells.tolist()}
     _write_dataset_files(plan, records, work, manifest)
     write_json(work / MANIFEST, manifest)
-    load_plan.cache_clear()
-    _opened.cache_clear()
-    for path in work.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name.startswith(("stats-", "shard-", ".")) or path.name in (PLAN, ARRAYS):
-            path.unlink()
     return read_json(work / MANIFEST)
 
 
@@ -373,7 +385,7 @@ def summary(manifest: dict[str, Any]) -> dict[str, str]:
         "genes": f"{len(manifest['genes']):,}, {sum(n > 0 for n in manifest['gene_cells']):,} expressed",
         "collisions": f"{len(manifest['collisions']):,}" + _some(manifest["collisions"]),
         "unknown genes": f"{len(manifest['unknown_genes']):,}" + _some(manifest["unknown_genes"]),
-        "values": ", ".join(f"{kind} in {n}" for kind, n in kinds.items()),
+        "values": ", ".join(f"{kind} ({n} input{'s' * (n > 1)})" for kind, n in kinds.items()),
         "obs columns": ", ".join(manifest["columns"]) or "none",
         "line": f"{line['intercept']:.4f} {line['slope']:+.4f} log10(1 + rank)",
         "fit": f"R² {_number(line['r2'])}, Pearson {_number(line['pearson'])}, Spearman {_number(line['spearman'])} "

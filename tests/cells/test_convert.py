@@ -307,6 +307,22 @@ def test_an_interrupted_conversion_goes_on(place, tmp_path, tie_break):
     assert files_of(tmp_path / "out") == files_of(tmp_path / "want") and not work.exists()
 
 
+def test_one_killed_before_it_took_its_name_takes_it(place, tmp_path, monkeypatch):
+    module = sys.modules["jaxllm.cells.convert"]
+    with monkeypatch.context() as patched, pytest.raises(Interrupt):
+        patched.setattr(module, "_publish", raising)
+        convert(config(place), tmp_path / "out")
+    monkeypatch.setattr(module, "write_shard", raising)
+    manifest = convert(config(place), tmp_path / "out")
+    assert open_cells(tmp_path / "out", verify=True).manifest == manifest
+    assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".arrow", ".json"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+def raising(*args, **kwargs):
+    raise Interrupt
+
+
 def test_an_unfinished_conversion_of_something_else_is_refused(place, tmp_path):
     interrupted(place, tmp_path / "out", 16)
     with pytest.raises(ConfigError, match="holds an unfinished conversion of other inputs or settings; remove it"):
