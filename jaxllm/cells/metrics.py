@@ -95,6 +95,10 @@ def knn_accuracy(real: Any, real_labels: Sequence[str] | np.ndarray, generated: 
                  n_components: int | None = None, seed: int = 0) -> dict[int, float]:
     """Share of generated cells whose k nearest real cells vote for the label that they were generated for.
 
+    More is not nearer to real: cells without the noise of real ones, such as marginals of a type, exceed what real
+    cells themselves reach (0.96 against 0.76 at k = 5 on the 700 labelled PBMCs). Hold it against the figure of real
+    cells that were left out.
+
     Args:
       real: [N, G] cells in any space: an embedding, or expression with `n_components`.
       real_labels: [N].

@@ -146,6 +146,31 @@ def test_bad_embedding_files(tmp_path, name, content, text):
         embeddings_from_file(tmp_path / name)
 
 
+def test_real_cells_are_nearer_than_bland_ones():
+    """An instrument that knew its training cells would put marginals before real cells that it has not seen."""
+    from jaxllm.cells.baselines import copied_cells, fold_numbers, marginal_cells
+
+    data = np.load(GOLDEN / "pbmc.input.npz")
+    counts = sparse.csr_matrix((data["data"].astype(np.float64), data["indices"], data["indptr"]), data["shape"])
+    x, labels = np.log10(1 + counts.multiply(1e4 / counts.sum(1)).toarray()), data["label"]
+    test = fold_numbers(labels, 3) == 0
+    seen, of_seen, of_test = x[~test], labels[~test], labels[test]
+    found, genes = train_embedder(seen, data["genes"].tolist(), of_seen), data["genes"].tolist()
+    real, copies, typed, pooled = (scfid(x[test], y, found, genes).value for y in (
+        seen, copied_cells(seen, of_seen, of_test), marginal_cells(seen, of_seen, np.tile(of_test, 3)),
+        marginal_cells(seen, None, 700)))
+    assert max(real, copies) < 0.8 * typed and typed < 0.2 * pooled
+
+
+def test_two_labels_and_one(cells):
+    x, genes, labels = cells
+    two = train_embedder(x[:240], genes, labels[:240], SMALL)
+    assert (two.predict(x[:240]) == labels[:240]).mean() > 0.9
+    assert set(train_embedder(x[:50], genes, labels[:50], SMALL).predict(x)) == {"a"}
+    shaped = train_embedder(x, genes, labels, EmbedderConfig(dim=8, width=32, steps=40, label_weight=1.0))
+    assert (shaped.predict(x) == labels).mean() > 0.9
+
+
 @pytest.mark.slow
 def test_pbmc_types_by_fold():
     """Level with the linear baselines on the real cells, so its space knows the types."""
@@ -159,4 +184,4 @@ def test_pbmc_types_by_fold():
         test = folds == fold
         found = train_embedder(x[~test], data["genes"].tolist(), labels[~test])
         right[test] = found.predict(x[test]) == labels[test]
-    assert right.mean() > 0.78
+    assert right.mean() > 0.72  # sixteen numbers a cell
