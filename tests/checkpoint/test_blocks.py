@@ -24,6 +24,8 @@ from tests.golden.make_blocks import VARIANTS, changed, their_logits
 GOLDEN = Path(__file__).parents[1] / "golden"
 FAMILIES = ("gpt_neox", "gemma2")
 EACH = [(family, variant) for family in FAMILIES for variant in VARIANTS[family]]
+LATER = ("tanh", "bidirectional", "sliding", "uncapped")  # by --slow
+SOME = [pytest.param(*each, marks=pytest.mark.slow if each[1] in LATER else ()) for each in EACH]
 forward = jax.jit(lambda params, config, tokens: models.apply(params, config, tokens).logits, static_argnums=1)
 
 
@@ -42,7 +44,7 @@ def same(a, b):
     return jax.tree.all(jax.tree.map(lambda x, y: bool((np.asarray(x) == np.asarray(y)).all()), a, b))
 
 
-@pytest.mark.parametrize("family, variant", EACH)
+@pytest.mark.parametrize("family, variant", SOME)
 def test_logits_are_those_of_transformers(family, variant):
     params, config = variant_of(family, variant)
     stored = np.load(GOLDEN / f"{family}-tiny" / "logits.npz")
@@ -173,7 +175,8 @@ def test_what_a_family_cannot_say_is_refused(tmp_path, family, change, message):
                         tmp_path / "m")
 
 
-@pytest.mark.parametrize("targets", [("q", "k", "v", "o"), ("v", "up", "down"), ("o",)])
+@pytest.mark.parametrize("targets", [("q", "v", "up"), *(pytest.param(each, marks=pytest.mark.slow) for each in (
+    ("q", "k", "v", "o"), ("o", "down")))])
 def test_adapters_of_a_fused_matrix(tmp_path, targets):
     """Folded in from a file as in memory; the file's product is the difference of the fused matrices."""
     base, plain = golden("gpt_neox")
@@ -190,7 +193,7 @@ def test_adapters_of_a_fused_matrix(tmp_path, targets):
     before, after = (load_file(d / "model.safetensors") for d in (GOLDEN / "gpt_neox-tiny", tmp_path / "m"))
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     stated = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
-    for name in (name for name in tensors if "lora_A" in name):
+    for name in filter(lambda name: "lora_A" in name, tensors):
         product = tensors[name.replace("lora_A", "lora_B")] @ tensors[name] * stated["lora_alpha"] / stated["r"]
         theirs = name.removeprefix("base_model.model.").replace(".lora_A", "")
         np.testing.assert_allclose(after[theirs] - before[theirs], product, atol=1e-4)

@@ -237,7 +237,7 @@ def cached_forward(run: Run, rows: list[int], keys: np.ndarray, values: np.ndarr
     x = oracle_model.embed(model, [run.tokens[p] for p in rows])
     for layer in range(len(model.layers)):
         q, keys[layer, rows], values[layer, rows] = oracle_model.project(model, layer, x, rows)
-        weights = oracle_model.attention_weights(model, q, keys[layer])
+        weights = oracle_model.attention_weights(model, layer, q, rows, keys[layer])
         x = oracle_model.finish(model, layer, x, oracle_model.mix(model, weights, values[layer]))
     run.layer_rows += len(model.layers) * len(rows)
     return dict(zip(rows, oracle_model.head(model, x), strict=True))
@@ -290,10 +290,11 @@ def probes(run: Run, weights: np.ndarray, window_rows: list[int], eligible: list
 
 
 def drift_similarity(past: np.ndarray, now: np.ndarray, axis: str) -> float:
-    """Mean cosine between two sets of attention weights [H, tracked, N], over heads or over keys."""
+    """Mean cosine between two sets of attention weights [H, tracked, N], over heads or over keys; of keys seen."""
     dim = {"heads": 0, "keys": 2}[axis]
     norms = [np.maximum(np.sqrt((a * a).sum(axis=dim)), 1e-8) for a in (past, now)]
-    return float(((past * now).sum(axis=dim) / (norms[0] * norms[1])).mean())
+    cosine = (past * now).sum(axis=dim) / (norms[0] * norms[1])
+    return float(cosine[past.max(axis=0) > 0].mean() if axis == "heads" else cosine.mean())
 
 
 class ElasticCache:
@@ -333,10 +334,10 @@ def elastic_forward(run: Run, cache: ElasticCache, query: list[int], track: list
         past_q, past_k = cache.q[layer, track].copy(), cache.k[layer].copy()
         q, k, v = oracle_model.project(model, layer, x, rows)
         cache.q[layer, rows], cache.k[layer, rows], cache.v[layer, rows] = q, k, v
-        weights = oracle_model.attention_weights(model, q, cache.k[layer])
+        weights = oracle_model.attention_weights(model, layer, q, rows, cache.k[layer])
         track_next |= set(probes(run, weights, [rows.index(p) for p in probing], eligible))
         if layer < reset and track:
-            past = oracle_model.attention_weights(model, past_q, past_k)
+            past = oracle_model.attention_weights(model, layer, past_q, track, past_k)
             sims.append(drift_similarity(past, weights[:, : len(track)], options.drift_axis))
             run.note_margin("sim", abs(sims[-1] - options.gamma))
             if sims[-1] < options.gamma:

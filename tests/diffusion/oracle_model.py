@@ -1,7 +1,8 @@
 """Plain numpy masked-diffusion transformers, the model half of the decoding oracle.
 
 Written for reading: one sequence, one head at a time, nothing from jaxllm. LLaDA (MHA or GQA, no biases) and
-Dream / Qwen2 (GQA, biases on q, k and v, predictions shifted by one) with full bidirectional attention.
+Dream / Qwen2 (GQA, biases on q, k and v, predictions shifted by one) with full bidirectional attention, or with a
+sliding window in some layers.
 Sizes: N tokens, R computed rows, V vocabulary, D width, H query heads, G key/value heads, K head width.
 """
 
@@ -58,6 +59,7 @@ class Model:
     rms_norm_eps: float
     mask_id: int
     shift_logits: bool  # row i - 1 predicts token i
+    windows: tuple[int, ...] = ()  # keys seen on either side, layer by layer, 0 for all
 
     @property
     def dtype(self) -> np.dtype:
@@ -126,11 +128,13 @@ def project(model: Model, layer: int, x: np.ndarray, positions: list[int]) -> tu
     return rotate(q, positions, model.rope_theta), rotate(k, positions, model.rope_theta), v
 
 
-def attention_weights(model: Model, q: np.ndarray, k: np.ndarray) -> np.ndarray:
-    """softmax(q k^T / sqrt(K)) as [H, R, N] from q [R, H, K] and k [N, G, K]; no mask."""
+def attention_weights(model: Model, layer: int, q: np.ndarray, rows: list[int], k: np.ndarray) -> np.ndarray:
+    """softmax(q k^T / sqrt(K)) as [H, R, N] from q [R, H, K] at positions `rows` and k [N, G, K]."""
     group = model.heads // model.kv_heads
     scale = q.dtype.type(np.sqrt(model.head_dim))
-    return np.stack([softmax(q[:, h] @ k[:, h // group].T / scale) for h in range(model.heads)])
+    window = model.windows[layer] if model.windows else 0
+    far = np.abs(np.array(rows, int)[:, None] - np.arange(len(k))) > (window or len(k))
+    return np.stack([softmax(np.where(far, -np.inf, q[:, h] @ k[:, h // group].T / scale)) for h in range(model.heads)])
 
 
 def mix(model: Model, weights: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -164,7 +168,7 @@ def forward(model: Model, tokens: list[int]) -> tuple[np.ndarray, np.ndarray, np
     x, keys, values = embed(model, tokens), [], []
     for layer in range(len(model.layers)):
         q, k, v = project(model, layer, x, positions)
-        x = finish(model, layer, x, mix(model, attention_weights(model, q, k), v))
+        x = finish(model, layer, x, mix(model, attention_weights(model, layer, q, positions, k), v))
         keys.append(k)
         values.append(v)
     return head(model, x), np.stack(keys), np.stack(values)
