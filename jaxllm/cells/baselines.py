@@ -197,7 +197,8 @@ def _pools(n: int, labels: Any, wanted: Any) -> list[tuple[np.ndarray, np.ndarra
     check(not isinstance(wanted, (int, np.integer)), "wanted", wanted, "with labels, name a type for each cell")
     known, asked = labels_of(labels, n), np.asarray(wanted).astype(str)
     if unknown := sorted(set(asked.tolist()) - set(known.tolist())):
-        raise ConfigError(f"wanted={unknown[0]!r}: no training cell has this label; {nearest(unknown[0], set(known.tolist()))}")
+        raise ConfigError(f"wanted={unknown[0]!r}: no training cell has this label; "
+                          f"{nearest(unknown[0], set(known.tolist()))}")
     return [(np.flatnonzero(asked == name), np.flatnonzero(known == name)) for name in sorted(set(asked))]
 
 
