@@ -1,6 +1,7 @@
-"""Ten products of the five mesh axes give the losses of one device, dense and with experts."""
+"""Ten products of the five mesh axes give the losses of one device: dense, with experts, GPT-NeoX and Gemma-2."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -22,6 +23,11 @@ DENSE = ModelConfig(vocab_size=32, d_model=16, num_layers=2, num_heads=4, num_kv
                     max_length=32, causal=True)
 EXPERTS = dataclasses.replace(DENSE, num_experts=4, experts_per_token=2, d_expert=12, router="softmax_renormalized",
                               balance_coef=0.01, z_coef=0.001, family="qwen3_moe")
+NEOX = dataclasses.replace(DENSE, num_kv_heads=4, norm="layer", mlp="gelu", parallel_residual=True, qkv_bias=True,
+                           o_bias=True, mlp_bias=True, rotary_fraction=0.5, family="gpt_neox")
+GEMMA = dataclasses.replace(DENSE, norm="rms_plus_one", mlp="geglu", post_norms=True, scale_embeddings=True,
+                            tie_embeddings=True, query_pre_attn_scalar=6, attention_cap=4.0, logit_cap=3.0, window=3,
+                            window_layers=(True, False), family="gemma2")
 PRODUCTS = [
     dict(data=8), dict(data=1, fsdp=8), dict(data=1, sequence=8), dict(data=2, fsdp=2, tensor=2),
     dict(data=2, sequence=4), dict(data=2, sequence=2, tensor=2), dict(data=1, fsdp=2, sequence=2, tensor=2),
@@ -47,9 +53,9 @@ def losses(model, mesh, steps=5):
     return found
 
 
-@pytest.fixture(scope="module")
-def alone():
-    return {model: losses(model, make_mesh(devices=jax.devices()[:1])) for model in (DENSE, EXPERTS)}
+@functools.cache
+def alone(model):
+    return losses(model, make_mesh(devices=jax.devices()[:1]))
 
 
 def name(axes):
@@ -59,7 +65,8 @@ def name(axes):
 # All ten by --slow; some, which have every axis between them, always.
 @pytest.mark.parametrize("model, axes", [
     pytest.param(model, axes, marks=() if i in always else pytest.mark.slow, id=f"{kind}-{name(axes)}")
-    for kind, model, always in (("dense", DENSE, (6,)), ("experts", EXPERTS, (8, 9)))
-    for i, axes in enumerate(PRODUCTS)])
-def test_products_of_axes_give_the_losses_of_one_device(model, axes, alone):
-    np.testing.assert_allclose(losses(model, make_mesh(**axes)), alone[model], rtol=1e-5)
+    for kind, model, always in (("dense", DENSE, (6,)), ("experts", EXPERTS, (8, 9)), ("neox", NEOX, ()),
+                                ("gemma2", GEMMA, ()))
+    for i, axes in enumerate(PRODUCTS) if kind in ("dense", "experts") or i in (3, 6)])
+def test_products_of_axes_give_the_losses_of_one_device(model, axes):
+    np.testing.assert_allclose(losses(model, make_mesh(**axes)), alone(model), rtol=1e-5)
