@@ -36,7 +36,7 @@ class CellsDataConfig:
       batch_size: rows of a global batch, B.
       examples_per_row: packed into a row, each in `length / examples_per_row` tokens; an example that is longer loses
         the last genes of its cells.
-      response_length: EOS-filled response length, for masked diffusion; None for one EOS.
+      response_length: EOS-filled response length, for masked diffusion; None for one EOS. A task may have its own.
       prefetch: batches made ahead, in as many threads.
     """
 
@@ -63,10 +63,25 @@ class CellsDataConfig:
                   f"must lie in 1..length-1, length={self.length}")
             check(self.examples_per_row == 1, "cells.examples_per_row", self.examples_per_row,
                   "must be 1 with response_length: a masked response fills its row")
+        for task in self.tasks:
+            length = task.response_length
+            check(length is None or self.response_length is not None, "cells.tasks.response_length", length,
+                  "goes with cells.response_length, for masked diffusion")
+            check(length is None or 1 <= length < self.length, "cells.tasks.response_length", length,
+                  f"must lie in 1..length-1, length={self.length}")
         templates = load_templates(self.templates)
         for task in self.tasks:
             if task.template not in templates:
                 raise ConfigError(f"cells.tasks.template={task.template!r}: {nearest(task.template, templates)}")
+
+    def filled(self, task: CellTaskConfig) -> int | None:
+        """EOS-filled length of a task's responses; None where one EOS ends them."""
+        return None if self.response_length is None else task.response_length or self.response_length
+
+    def limits(self, task: CellTaskConfig) -> tuple[int, int | None]:
+        """Most tokens of an example without its end, and of its response where that is filled."""
+        filled = self.filled(task)
+        return (self.length // self.examples_per_row - 1, None) if filled is None else (self.length - 1, filled - 1)
 
     def template(self, task: CellTaskConfig) -> Template:
         """The wordings of a task."""

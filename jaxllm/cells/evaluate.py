@@ -91,13 +91,6 @@ class Setting:
         return open_task(self.model.data, self.cells, self.model.tokens, number, self.test, seed=self.model.seed,
                          part="test")
 
-    def room(self) -> tuple[int, int | None]:
-        """Token limits of an example, as in training."""
-        data = self.model.data
-        if data.response_length is None:
-            return data.length // data.examples_per_row - 1, None
-        return data.length - 1, data.response_length - 1
-
 
 def kind(task: TaskExamples) -> str:
     """What a task's response is: `label`, `cell`, `cells`, `perturbed` or `text`."""
@@ -147,23 +140,22 @@ def _examples(setting: Setting, task: TaskExamples, rows: np.ndarray) -> list[Ex
     """One example a cell, in the first wording, with as many genes as the task ever shows."""
     most = dataclasses.replace(task.config, genes=bounds(task.config.genes)[1], cells=bounds(task.config.cells)[1])
     task.config = most
-    room, response = setting.room()
+    room, response = setting.model.data.limits(task.config)
     return [task.write(task.of_cell(int(row), np.random.default_rng([setting.config.seed, int(row)])),
                        task.template.prompts[0], room, response) for row in rows]
 
 
-def _answers(setting: Setting, examples: Sequence[Example], max_tokens: int, temperature: float) -> list[list[int]]:
-    data = setting.model.data
-    if data.response_length is not None:
-        max_tokens = data.response_length  # what masked diffusion was trained to fill
-    return setting.model.answer([e.prompt for e in examples], setting.config.answers(max_tokens, temperature))
+def _answers(setting: Setting, task: TaskExamples, examples: Sequence[Example], max_tokens: int,
+             temperature: float) -> list[list[int]]:
+    length = setting.model.data.filled(task.config) or max_tokens  # what masked diffusion was trained to fill
+    return setting.model.answer([e.prompt for e in examples], setting.config.answers(length, temperature))
 
 
 def _labels(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dict[str, Any]]:
     """Accuracy and macro-F1 by exact match, beside classifiers of the same training cells."""
     rows, model = _rows(setting, task), setting.model
     examples = _examples(setting, task, rows)
-    answers = [model.text(ids) for ids in _answers(setting, examples, LABEL_TOKENS, 0.0)]
+    answers = [model.text(ids) for ids in _answers(setting, task, examples, LABEL_TOKENS, 0.0)]
     truth = np.array([model.text(e.response) for e in examples])
     field = next(p.field for p in task.template.response if p.field is not None)
     column = model.data.columns.get(field) if task.config.pair is None else task.config.pair.column
@@ -218,7 +210,7 @@ def _generated(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], di
     examples = _examples(setting, task, rows)
     count = bounds(task.config.genes)[1]
     room = max(len(e.response) for e in examples) + 1
-    answers = _answers(setting, examples, room, config.temperature)
+    answers = _answers(setting, task, examples, room, config.temperature)
     parsed = [model.tokens.ranked(ids) for ids in answers]
     column = next((model.data.columns[f] for f in sorted(task.template.fields) if f in model.data.columns), None)
     labels = None if column is None else cells.labels(column).astype(str)
@@ -260,7 +252,8 @@ def compare(real: np.ndarray, made: np.ndarray, labels: np.ndarray, embed: Any, 
     out: dict[str, Any] = {"scfid": distance.value, "scfid_deficient": distance.deficient,
                            **{f"mean_{k}": v for k, v in dataclasses.asdict(mean_agreement(real, made)).items()},
                            "mmd": mmd(real, made, seed=config.seed), "wasserstein": wasserstein(real, made),
-                           "levenshtein": float(levenshtein_distances(real_ranked, made_ranked).mean())}
+                           "levenshtein": float(levenshtein_distances(
+               [r.tolist() for r in real_ranked], [r.tolist() for r in made_ranked]).mean())}
     if len(set(labels.tolist())) > 1:
         found = knn_accuracy(real, labels, made, labels, [k for k in KNN if k <= len(real)],
                              min(config.components, len(real) - 1), config.seed)
@@ -281,7 +274,7 @@ def _perturbed(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], di
     examples = _examples(setting, task, rows)
     count = bounds(task.config.genes)[1]
     room = max(len(e.response) for e in examples) + 1
-    parsed = [model.tokens.ranked(ids) for ids in _answers(setting, examples, room, config.temperature)]
+    parsed = [model.tokens.ranked(ids) for ids in _answers(setting, task, examples, room, config.temperature)]
     pair = task.config.pair
     assert pair is not None
     conditions = cells.labels(pair.column).astype(str)
@@ -311,7 +304,7 @@ def _texts(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dict[s
     rows, model = _rows(setting, task), setting.model
     examples = _examples(setting, task, rows)
     room = max(len(e.response) for e in examples) + 1
-    answers = [model.text(ids) for ids in _answers(setting, examples, room, 0.0)]
+    answers = [model.text(ids) for ids in _answers(setting, task, examples, room, 0.0)]
     truth = [model.text(e.response) for e in examples]
     found = {**rouge(truth, answers), "similarity": similarity(truth, answers)}
     return ({"kind": "text", "groups": len(rows), "scores": {n: [i.value, i.low, i.high] for n, i in found.items()}},

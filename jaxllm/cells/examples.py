@@ -55,6 +55,7 @@ class CellTaskConfig:
       group: obs column whose equal values make a group; None takes cells at random.
       texts: JSONL with `key` and `text`: what to say of each group, by the value of `group`; None takes no texts.
       pair: controls, for templates that draw pairs.
+      response_length: EOS-filled length of its responses, where it is not that of the run (masked diffusion).
       dropout: share of a cell's genes left out at random, which keeps the order of the others; 0 for none.
     """
 
@@ -65,6 +66,7 @@ class CellTaskConfig:
     group: str | None = None
     texts: str | None = None
     pair: PairConfig | None = None
+    response_length: int | None = None
     dropout: float = 0.0
 
     def __post_init__(self) -> None:

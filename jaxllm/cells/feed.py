@@ -52,7 +52,6 @@ class CellRows:
         self.tasks = [open_task(config, cells, tokens, number, rows, seed=seed, part=part)
                       for number in range(len(config.tasks))]
         self._shares = whole_shares([task.weight for task in config.tasks])
-        self._room = config.length // config.examples_per_row
         for task in self.tasks:
             self._fit(task, 0)
 
@@ -63,14 +62,14 @@ class CellRows:
 
     def _row(self, index: int) -> Row:
         config = self.config
-        examples = []
+        examples, filled = [], None
         for number in range(config.examples_per_row):
             task, place = pick(index * config.examples_per_row + number, self._shares)
             examples.append(self._fit(self.tasks[task], place))
-        if config.response_length is not None:
+            filled = config.filled(config.tasks[task])
+        if filled is not None:
             (prompt, response), = examples
-            row = sft_row(prompt, response, length=config.length, response_length=config.response_length,
-                          eos_id=self._eos)
+            row = sft_row(prompt, response, length=config.length, response_length=filled, eos_id=self._eos)
             if config.learn == "all":
                 row["loss_weights"][:len(prompt)] = 1.0
             return row
@@ -78,10 +77,7 @@ class CellRows:
 
     def _fit(self, task: TaskExamples, place: int) -> Example:
         """An example that leaves room for its end and, in masked diffusion, for the whole response."""
-        config = self.config
-        if config.response_length is None:
-            return task.example(place, self._room - 1)
-        return task.example(place, config.length - 1, response_limit=config.response_length - 1)
+        return task.example(place, *self.config.limits(task.config))
 
 
 def packed(examples: list[Example], length: int, eos_id: int, whole: bool) -> Row:

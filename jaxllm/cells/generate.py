@@ -47,7 +47,8 @@ def write_cells(model: CellModel, task: str, labels: Sequence[str], genes: int, 
     Raises:
       ConfigError: the task's response is no cell, or it asks for other fields than one label.
     """
-    template = next(model.data.template(t) for t in model.data.tasks if t.template == task)
+    asked = next(t for t in model.data.tasks if t.template == task)
+    template = model.data.template(asked)
     fields = {p.field for p in template.prompts[0] if p.field} - {"num_genes", "organism"}
     if [p.field for p in template.response if p.field] != ["sentence"] or not fields <= set(model.data.columns):
         raise ConfigError(f"task {task!r}: asks for {', '.join(sorted(map(str, fields)))}; choose one that writes a "
@@ -63,7 +64,7 @@ def write_cells(model: CellModel, task: str, labels: Sequence[str], genes: int, 
         return model.tokens.words("".join(_text(part, words) for part in template.prompts[0]))
 
     length = int(model.tokens.lengths(np.arange(len(model.tokens.genes))).max()) * genes + 1
-    room = model.data.response_length or min(length, model.data.length)
+    room = model.data.filled(asked) or min(length, model.data.length)
     found = model.answer([prompt(label) for label in labels], dataclasses.replace(answers, max_tokens=room))
     parsed = [model.tokens.ranked(ids) for ids in found]
     return WrittenCells(tuple(labels), tuple(r[:genes] for r, _ in parsed), sum(p.unknown for _, p in parsed),

@@ -57,8 +57,8 @@ class CellResponses:
 
         cells = open_cells(path or data.path)
         self._tokens, self._index = tokens, cells.index
-        self._room = data.length // data.examples_per_row - 1
         number = names.index(task)
+        self._limits = data.limits(data.tasks[number])
         self._task = open_task(data, cells, tokens, number, split_cells(cells, data.split)[part], seed=seed,
                                part=part)
         found = kind(self._task)
@@ -77,7 +77,7 @@ class CellResponses:
 
     def example(self, index: int) -> Example:
         """The `index`-th prompt, its answer, and what it is scored by."""
-        found = self._task.example(index, self._room)
+        found = self._task.example(index, *self._limits)
         decode = self._tokens.decode
         answer = decode(found.response).strip()
         return Example(decode(found.prompt), answer, {"answer": answer})

@@ -193,7 +193,7 @@ def _written(model: CellModel, task: TaskExamples, bases: dict[str, np.ndarray],
     """Scores of every base cell as written for a candidate, by context."""
     data = model.data
     count = bounds(task.config.genes)[1]
-    room = data.length // data.examples_per_row - 1
+    room, _ = data.limits(task.config)
     prompts, seeds, sizes = [], [], []
     for context in contexts:
         for row in bases[context].tolist():
@@ -203,7 +203,7 @@ def _written(model: CellModel, task: TaskExamples, bases: dict[str, np.ndarray],
     if not prompts:
         return
     longest = int(model.tokens.lengths(np.arange(len(model.tokens.genes))).max()) * count + 1
-    most = data.response_length or min(longest, model.model.max_length - max(map(len, prompts)))
+    most = data.filled(task.config) or min(longest, model.model.max_length - max(map(len, prompts)))
     answers = model.answer(prompts, config.answers(most), seeds)
     found = score([model.tokens.ranked(ids)[0] for ids in answers]).reshape(-1, config.repeats).mean(1)
     start = 0

@@ -27,7 +27,6 @@ def run(args: argparse.Namespace) -> int:
     would come again, such as a diverged loss or a full disk, end in `main` as any bad input: 2.
     """
     from jaxllm import distributed
-    from jaxllm.cells import CellsConfig, train_cells
     from jaxllm.cli.main import report
     from jaxllm.rl import RLConfig, train_policy
     from jaxllm.training import RunStopped, train
@@ -38,7 +37,9 @@ def run(args: argparse.Namespace) -> int:
         try:
             with distributed.Watchdog(config.distributed.watchdog_s, config.total_steps,
                                       exit_code=config.stop_exit_code) as watchdog:
-                if isinstance(config, CellsConfig):
+                if hasattr(config, "cells"):
+                    from jaxllm.cells import train_cells
+
                     train_cells(config, run_dir, resume=args.resume, on_step=watchdog.beat)
                 elif isinstance(config, RLConfig):
                     train_policy(config, run_dir, resume=args.resume, on_step=watchdog.beat)
