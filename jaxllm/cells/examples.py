@@ -56,6 +56,7 @@ class CellTaskConfig:
       texts: JSONL with `key` and `text`: what to say of each group, by the value of `group`; None takes no texts.
       pair: controls, for templates that draw pairs.
       response_length: EOS-filled length of its responses, where it is not that of the run (masked diffusion).
+      loss_weight: what each learned token counts in training: labels are a few tokens beside hundreds of genes.
       dropout: share of a cell's genes left out at random, which keeps the order of the others; 0 for none.
     """
 
@@ -67,6 +68,7 @@ class CellTaskConfig:
     texts: str | None = None
     pair: PairConfig | None = None
     response_length: int | None = None
+    loss_weight: float = 1.0
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -75,6 +77,7 @@ class CellTaskConfig:
             low, high = bounds(value)
             check(1 <= low <= high, f"tasks.{name}", value, "must be at least 1; a range is (least, most)")
         check(self.weight > 0, "tasks.weight", self.weight, "must be positive; leave the task out instead")
+        check(self.loss_weight > 0, "tasks.loss_weight", self.loss_weight, "must be positive")
         check(0 <= self.dropout < 1, "tasks.dropout", self.dropout, "must lie in [0, 1)")
         check(self.texts is None or self.group is not None, "tasks.texts", self.texts,
               "texts are given by the value of tasks.group; set it")

@@ -51,6 +51,7 @@ class CellRows:
         rows = split_cells(cells, config.split)[part]
         self.tasks = [open_task(config, cells, tokens, number, rows, seed=seed, part=part)
                       for number in range(len(config.tasks))]
+        self._weighted = part == "train"  # nats a token are told of all tokens alike
         self._shares = whole_shares([task.weight for task in config.tasks])
         for task in self.tasks:
             self._fit(task, 0)
@@ -62,18 +63,22 @@ class CellRows:
 
     def _row(self, index: int) -> Row:
         config = self.config
-        examples, filled = [], None
+        examples, counts, filled = [], [], None
         for number in range(config.examples_per_row):
             task, place = pick(index * config.examples_per_row + number, self._shares)
             examples.append(self._fit(self.tasks[task], place))
             filled = config.filled(config.tasks[task])
+            counts.append(config.tasks[task].loss_weight if self._weighted else 1.0)
         if filled is not None:
             (prompt, response), = examples
             row = sft_row(prompt, response, length=config.length, response_length=filled, eos_id=self._eos)
             if config.learn == "all":
                 row["loss_weights"][:len(prompt)] = 1.0
+            row["loss_weights"] *= counts[0]
             return row
-        return packed(examples, config.length, self._eos, config.learn == "all")
+        row = packed(examples, config.length, self._eos, config.learn == "all")
+        row["loss_weights"] *= np.array([0.0, *counts], np.float32)[row["segment_ids"]]
+        return row
 
     def _fit(self, task: TaskExamples, place: int) -> Example:
         """An example that leaves room for its end and, in masked diffusion, for the whole response."""

@@ -164,10 +164,10 @@ def masked_diffusion_loss(model: ModelConfig, config: MaskedDiffusionConfig):
         noisy = jnp.where(masked, model.mask, batch.tokens)
         hidden, aux = predictors(params, model, noisy, batch.positions, segments, visible)
         loss, right = token_losses(params, model, hidden, batch.tokens)
-        count = jnp.sum(maskable).astype(jnp.float32)
+        count = jnp.sum(batch.loss_weights)
         learned = (weight > 0).astype(jnp.float32)
         metrics = {"train/accuracy": (jnp.sum(right * learned), jnp.sum(learned))}
-        total, further = router_losses(model, aux, jnp.sum(loss * weight), count)
+        total, further = router_losses(model, aux, jnp.sum(loss * weight * batch.loss_weights), count)
         return total, count, metrics | further
 
     return loss_fn

@@ -280,6 +280,18 @@ def test_batches_are_functions_of_the_step(cells):
     assert not np.array_equal(other.tokens, whole.tokens)
 
 
+def test_tokens_of_a_task_count_as_it_says_in_training(cells):
+    config = CellsDataConfig(path=str(cells.directory), columns={"cell_type": "type"}, length=64, batch_size=2,
+                             examples_per_row=2, tasks=(CellTaskConfig("cell_type_prediction", loss_weight=20.0, genes=4),
+                                                        CellTaskConfig("cell_type_generation", genes=8)))
+    tokens = word_tokens(cells, *texts_of(cells))
+    for part, first in (("train", 20.0), ("validation", 1.0)):
+        batch = CellRows(config, cells, tokens, part, eos_id=1, seed=0).rows(0, 0, 2)
+        for segment, weight in ((1, first), (2, 1.0)):
+            found = batch.loss_weights[batch.segment_ids == segment]
+            assert set(found.tolist()) == {0.0, weight}
+
+
 def test_dropout_is_for_training_alone(cells):
     tokens = word_tokens(cells, *texts_of(cells))
     config = CellsDataConfig(path=str(cells.directory), columns={"cell_type": "type"},
