@@ -120,7 +120,8 @@ def rank(matrix: csr_matrix, cells: np.ndarray, genes: np.ndarray, top_k: int | 
       top_k: genes kept of each row; all for None.
     """
     parts = []
-    for start, stop, ends, columns, values in _positive(matrix):
+    for start, stop, ends, columns, values in _blocks(matrix):
+        ends, columns, values = _positive(ends, columns, values)
         tie = np.repeat(cells[start:stop], np.diff(ends))
         tie += genes[columns]
         order = _order(values, _mix(tie), ends)
@@ -136,16 +137,16 @@ def rank_reference(matrix: csr_matrix, state: np.random.RandomState, top_k: int 
       state: advanced by one shuffle per row; start at `RandomState(REFERENCE_SEED)` and go on with the next block.
       top_k: genes kept of each row; all for None.
     """
-    ends = matrix.indptr
-    shuffled = np.arange(ends[-1])
-    for begin, end in zip(ends[:-1], ends[1:], strict=True):
-        state.shuffle(shuffled[begin:end])
-    values = np.asarray(matrix.data)[shuffled]
     parts = []
-    replayed = type(matrix)((values, matrix.indices[shuffled], ends), matrix.shape)
-    for _, _, ends, columns, values in _positive(replayed):
-        # The place after the shuffle is the tie.
-        order = _order(values, np.arange(len(values), dtype=np.uint64) << np.uint64(32), ends)
+    for _, _, ends, columns, values in _blocks(matrix):
+        shuffled = np.arange(len(values))
+        bounds = ends.tolist()
+        for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
+            state.shuffle(shuffled[begin:end])
+        ends, columns, values = _positive(ends, columns[shuffled], values[shuffled])
+        # The place after the shuffle is the tie: the upper bits, which are what is sorted by first.
+        shift = np.uint64(64 - max(1, len(values)).bit_length())
+        order = _order(values, np.arange(len(values), dtype=np.uint64) << shift, ends)
         parts.append(Ranked(ends, columns[order], values[order]).top(top_k))
     return _join(parts, matrix)
 
@@ -184,23 +185,25 @@ def rank_cells(matrix: Any, names: Sequence[str], genes: Sequence[str], *, tie_b
     return rank(matrix, hashes(names, seed), hashes(genes), top_k)
 
 
-def _positive(matrix: csr_matrix) -> Iterator[tuple[int, int, np.ndarray, np.ndarray, np.ndarray]]:
-    """(first row, last row, ends, columns, values) of the positive entries, in blocks of whole rows."""
+def _blocks(matrix: csr_matrix) -> Iterator[tuple[int, int, np.ndarray, np.ndarray, np.ndarray]]:
+    """(first row, end, ends, columns, values) of the stored entries, in blocks of whole rows."""
     indptr, indices, data = np.asarray(matrix.indptr), np.asarray(matrix.indices), np.asarray(matrix.data)
     rows = len(indptr) - 1
-    all_positive = bool((data > 0).all())
     start = 0
     while start < rows:
         stop = max(start + 1, int(np.searchsorted(indptr, indptr[start] + BLOCK_ENTRIES, "right")) - 1)
         begin, end = indptr[start], indptr[stop]
         ends = indptr[start:stop + 1].astype(np.int64) - int(begin)
-        columns, values = indices[begin:end].astype(np.int32), data[begin:end]
-        if not all_positive:
-            kept = values > 0
-            ends = np.concatenate([[0], np.cumsum(kept)])[ends]
-            columns, values = columns[kept], values[kept]
-        yield start, stop, ends, columns, values
+        yield start, stop, ends, indices[begin:end].astype(np.int32, copy=False), data[begin:end]
         start = stop
+
+
+def _positive(ends: np.ndarray, columns: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same rows without zeros and negatives."""
+    kept = values > 0
+    if kept.all():
+        return ends, columns, values
+    return np.concatenate([[0], np.cumsum(kept)])[ends], columns[kept], values[kept]
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

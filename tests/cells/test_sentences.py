@@ -16,7 +16,10 @@ def sha16(text):
 
 @pytest.mark.parametrize("name", ["pbmc", "synth"])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_reference_mode_gives_the_golden_sentences(name, scaled):
+@pytest.mark.parametrize("short, entries", [(0, 1 << 17), (1024, 1000)])
+def test_reference_mode_gives_the_golden_sentences(name, scaled, short, entries, monkeypatch):
+    monkeypatch.setattr(sentences, "SHORT", short)
+    monkeypatch.setattr(sentences, "BLOCK_ENTRIES", entries)
     matrix, genes, _ = golden_input(name)
     genes = [g.upper() for g in genes]
     if scaled:  # doubles that float32 cannot hold: the same ranks and ties
