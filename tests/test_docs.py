@@ -52,5 +52,6 @@ def test_wheel_carries_the_shipped_model(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     for name in ("model.safetensors", "config.json", "tokenizer.json", "task.json", "README.md"):
         assert f"jaxllm/assets/game-of-life/{name}" in names
+    assert "jaxllm/cells/templates.yaml" in names
     assert any(n.endswith("licenses/LICENSE") for n in names) and not any(n.startswith("tests/") for n in names)
     assert sum(i.file_size for i in zipfile.ZipFile(wheel).infolist() if "/assets/" in i.filename) < 16 * 2**20

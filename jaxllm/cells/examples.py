@@ -57,6 +57,8 @@ class CellTaskConfig:
       pair: controls, for templates that draw pairs.
       response_length: EOS-filled length of its responses, where it is not that of the run (masked diffusion).
       loss_weight: what each learned token counts in training: labels are a few tokens beside hundreds of genes.
+      redraw_ties: genes of equal expression in another order each time, in training: what their order in the shards
+        says is chance, and few cells are soon learned by heart with it. Needs shards with expression.
       dropout: share of a cell's genes left out at random, which keeps the order of the others; 0 for none.
     """
 
@@ -69,6 +71,7 @@ class CellTaskConfig:
     pair: PairConfig | None = None
     response_length: int | None = None
     loss_weight: float = 1.0
+    redraw_ties: bool = False
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -233,6 +236,8 @@ class TaskExamples:
 
     def _genes(self, row: int, count: int, rng: np.random.Generator) -> np.ndarray:
         ranked = self._cells.ranked(row)
+        if self.config.redraw_ties:
+            ranked = ranked[np.lexsort((rng.random(len(ranked)), -self._cells.expression(row)))]
         if self.config.dropout:
             ranked = ranked[rng.random(len(ranked)) >= self.config.dropout]
         return ranked[:count]

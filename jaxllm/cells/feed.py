@@ -102,11 +102,11 @@ def packed(examples: list[Example], length: int, eos_id: int, whole: bool) -> Ro
 
 def open_task(config: CellsDataConfig, cells: Cells, tokens: GeneTokens, number: int, rows: np.ndarray, *, seed: int,
               part: Part) -> TaskExamples:
-    """Task `number` of the config over `rows`; genes are left out at random in training alone."""
+    """Task `number` of the config over `rows`; genes are left out and ties redrawn at random in training alone."""
     task = config.tasks[number]
     mine = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
     if part != "train":
-        task = dataclasses.replace(task, dropout=0.0)
+        task = dataclasses.replace(task, dropout=0.0, redraw_ties=False)
     return TaskExamples(cells, tokens, config.template(task), task, rows, columns=config.columns,
                         organism=config.organism, seed=mine, source=f"cells.tasks.{number}")
 

@@ -179,6 +179,32 @@ def test_prompts_for_reinforcement_learning(run):
         CellResponses(str(run), "cell_type_generatio")
 
 
+@pytest.mark.slow
+def test_group_relative_updates_raise_the_reward(here):
+    from jaxllm.rl import train_policy
+
+    short = "cells.tasks=[{template: cell_type_prediction, genes: 12}]"
+    train_cells(config_of(here, CONFIG, short, "steps=14"), here / "short", log=lambda text: None)
+    settings = f"{{model: {here / 'short'}, task: cell_type_prediction}}"
+    (here / "grpo.yaml").write_text(f"""
+init_from: {here / "short" / "model"}
+prompts: {{source: "jaxllm.cells.policy:CellResponses", size: 60, settings: {settings}}}
+steps: 25
+solved: null
+prompts_per_step: 8
+length: 64
+rollout: {{samples: 8, max_tokens: 4}}
+loss: {{loss: grpo, aggregation: sample, normalization: group}}
+pipeline: {{mode: sync}}
+slots: 64
+log_every: 1
+optimizer: {{learning_rate: 3.0e-3, schedule: constant, warmup_steps: 1}}
+""")
+    train_policy(open_config(str(here / "grpo.yaml"), [])[0], here / "grpo")
+    rates = [line["rl/pass_rate"] for line in read_jsonl(here / "grpo" / "metrics.jsonl") if "rl/pass_rate" in line]
+    assert np.mean(rates[-5:]) > np.mean(rates[:3]) + 0.1
+
+
 def test_masked_diffusion_answers_too(here):
     train_cells(config_of(here, MASKED), here / "masked", log=lambda text: None)
     model, cells = open_cell_model(here / "masked"), open_cells(here / "cells")

@@ -305,6 +305,22 @@ def test_dropout_is_for_training_alone(cells):
     assert 0.4 < lengths["train"] / lengths["test"] < 0.75
 
 
+def test_only_ties_are_redrawn(cells):
+    tokens = word_tokens(cells, *texts_of(cells))
+    config = CellsDataConfig(path=str(cells.directory), columns={"cell_type": "type"},
+                             tasks=(CellTaskConfig("cell_type_prediction", redraw_ties=True),))
+    for part in ("train", "test"):
+        task, changed = open_task(config, cells, tokens, 0, np.arange(60), seed=0, part=part), 0
+        for row in range(20):
+            drawn = [task.of_cell(row, np.random.default_rng(seed)).genes["sentence"][0] for seed in range(2)]
+            value = dict(zip(cells.ranked(row).tolist(), cells.expression(row).tolist(), strict=True))
+            for genes in drawn:
+                assert sorted(genes) == sorted(cells.ranked(row))
+                assert (np.diff([value[g] for g in genes.tolist()]) <= 0).all()
+            changed += drawn[0].tolist() != drawn[1].tolist()
+        assert changed == (20 if part == "train" else 0)
+
+
 def test_settings_that_cannot_be(cells):
     base = {"path": str(cells.directory), "tasks": [{"template": "generation"}]}
     for change, message in (({"tasks": [{"template": "generatio"}]}, "did you mean generation"),
