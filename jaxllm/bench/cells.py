@@ -28,7 +28,7 @@ UNUSED = ("plotnine", "cell2sentence.csmodel", "cell2sentence.tasks")
 
 STREAM = """
 import json, re, sys, time
-from jaxllm.cells.convert import ConvertConfig, convert
+from jaxllm.cells.conversion import ConvertConfig, convert
 begun = time.perf_counter()
 convert(ConvertConfig(inputs=(sys.argv[1],)), sys.argv[2])
 seconds = time.perf_counter() - begun

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxllm.cells.convert import convert
+from jaxllm.cells.conversion import convert
 from jaxllm.cells.plan import ConvertConfig, Progress
 from jaxllm.config import ConfigError
 

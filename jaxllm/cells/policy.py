@@ -14,7 +14,7 @@ from scipy.stats import kendalltau
 
 from jaxllm.cells.classification import clean_label
 from jaxllm.cells.decoding import describe_cell_model
-from jaxllm.cells.evaluate import kind
+from jaxllm.cells.evaluation import kind
 from jaxllm.cells.expression import post_process
 from jaxllm.cells.feed import open_task
 from jaxllm.cells.split import Part, split_cells

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxllm.cells.decoding import AnswerConfig, CellModel
-from jaxllm.cells.evaluate import read_back
+from jaxllm.cells.evaluation import read_back
 from jaxllm.cells.examples import CONTROL, Drawn, TaskExamples, bounds
 from jaxllm.cells.feed import open_task
 from jaxllm.cells.plots import plot_volcano

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"cells convert: give one config, not {', '.join(configs)}")
     from rich.console import Console
 
-    from jaxllm.cells.convert import ConvertConfig, convert, summary
+    from jaxllm.cells.conversion import ConvertConfig, convert, summary
     from jaxllm.studies import table
 
     config = load(ConvertConfig, configs[0] if configs else None, [*overrides, *args.overrides],

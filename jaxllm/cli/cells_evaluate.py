@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print, write, draw."""
-    from jaxllm.cells.evaluate import EvaluateConfig, evaluate, write
+    from jaxllm.cells.evaluation import EvaluateConfig, evaluate, write
 
     config = load(EvaluateConfig, None, args.overrides)
     from jaxllm.cells import open_cells

@@ -30,7 +30,7 @@ def adata(n=60, seed=0):
 
 
 def convert_to(directory, n=60, seed=0, **settings):
-    from jaxllm.cells.convert import ConvertConfig, convert
+    from jaxllm.cells.conversion import ConvertConfig, convert
 
     convert(ConvertConfig(**settings), directory, data=[adata(n, seed)])
     return directory

@@ -1,7 +1,7 @@
 import pytest
 
 from jaxllm.cells.cluster import connect, convert_on_cluster
-from jaxllm.cells.convert import ConvertConfig, convert
+from jaxllm.cells.conversion import ConvertConfig, convert
 from jaxllm.config import ConfigError
 from tests.cells.inputs_made import files_of, make_cells
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from scipy import sparse
 
-from jaxllm.cells.convert import ConvertConfig, convert
+from jaxllm.cells.conversion import ConvertConfig, convert
 from jaxllm.cells.expression import fit_matrix, normalize, row_totals
 from jaxllm.cells.genes import GeneConfig
 from jaxllm.cells.sentences import rank_cells
@@ -308,7 +308,7 @@ def test_an_interrupted_conversion_goes_on(place, tmp_path, tie_break):
 
 
 def test_one_killed_before_it_took_its_name_takes_it(place, tmp_path, monkeypatch):
-    module = sys.modules["jaxllm.cells.convert"]
+    module = sys.modules["jaxllm.cells.conversion"]
     with monkeypatch.context() as patched, pytest.raises(Interrupt):
         patched.setattr(module, "_publish", raising)
         convert(config(place), tmp_path / "out")
@@ -348,9 +348,9 @@ def test_a_full_disk_is_one_line_and_the_rest_is_kept(place, tmp_path):
     convert(config(place, "a.h5ad", shard_cells=20), tmp_path / "want")
     child = f"""
 import resource, sys
-from jaxllm.cells.convert import ConvertConfig, convert
+from jaxllm.cells.conversion import ConvertConfig, convert
 from jaxllm.config import ConfigError
-m = sys.modules["jaxllm.cells.convert"]  # the name in the room is the function
+m = sys.modules["jaxllm.cells.conversion"]  # the name in the room is the function
 write = m.write_shard
 def limited(work, index, sources=None):
     if index == 1:
@@ -388,7 +388,7 @@ def test_no_room_on_the_device_is_the_same(place, tmp_path, monkeypatch):
 
 KILLED = """
 import os, signal, sys
-from jaxllm.cells.convert import ConvertConfig, convert
+from jaxllm.cells.conversion import ConvertConfig, convert
 from jaxllm.config import load
 def progress(what, done, total):
     if what == "converting" and done >= int(sys.argv[3]):

@@ -8,9 +8,10 @@ import anndata
 import numpy as np
 import pytest
 
-from jaxllm.cells import open_cells, train_cells
+from jaxllm.cells import ConvertConfig, convert, open_cells, train_cells
+from jaxllm.cells.annotation import annotate, embed
 from jaxllm.cells.decoding import AnswerConfig, open_cell_model
-from jaxllm.cells.evaluate import EvaluateConfig, evaluate
+from jaxllm.cells.evaluation import EvaluateConfig, evaluate
 from jaxllm.cells.generate import write_cells
 from jaxllm.cells.policy import CellResponses
 from jaxllm.cells.screen import ScreenConfig
@@ -19,7 +20,7 @@ from jaxllm.cli.main import main
 from jaxllm.cli.train import open_config
 from jaxllm.config import ConfigError
 from jaxllm.files import read_jsonl
-from tests.cells.made import GENES, TYPES, convert_to
+from tests.cells.made import GENES, TYPES, adata, convert_to
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 PROGRAM = tuple(GENES[:4])
@@ -161,6 +162,24 @@ def test_a_screen_goes_on_where_it_stopped(model, here):
         virtual_screen(model, cells, VirtualScreenConfig(context_column="batch"), here / "other")
 
 
+def test_cells_without_labels(model, here, tmp_path):
+    data = adata(120)
+    truth = data.obs["type"].to_numpy()
+    del data.obs["type"]
+    convert(ConvertConfig(), tmp_path / "bare", data=[data])
+    bare = open_cells(tmp_path / "bare")
+    rows = np.arange(0, 120, 5)
+    found = annotate(model, bare, rows=rows)
+    assert np.mean(np.array(found) == truth[rows]) >= 0.9
+    # A cell's place depends on nothing that stands beside it.
+    ranked = [bare.ranked(i) for i in range(6)]
+    together, alone = embed(model, ranked, batch=4), embed(model, ranked[2:3], batch=4)
+    assert together.shape == (6, 32)
+    np.testing.assert_allclose(together[2:3], alone, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ConfigError, match="shows no single cell"):
+        annotate(model, bare, "perturbation_response")
+
+
 def test_prompts_for_reinforcement_learning(run):
     task = CellResponses(str(run), "cell_type_prediction")
     found = task.example(3)
@@ -233,6 +252,10 @@ def test_commands(run, here, capsys):
                  "cells=3", "statistics.positive=one", "statistics.neutral=two", "program=[G1,G2,G3]", "score=rank",
                  "statistics.permutations=20", "statistics.samples=20"]) == 0
     assert "conditional" in capsys.readouterr().out
+    assert main(["cells", "annotate", str(run), "--cells", cells, "--out", str(here / "l.csv"), "--embeddings",
+                 str(here / "e.npz")]) == 0
+    assert (here / "l.csv").read_text().startswith("cell,label\ncell0,") and "wrote" in capsys.readouterr().out
+    assert np.load(here / "e.npz")["embeddings"].shape == (120, 32)
     assert main(["cells", "evaluate", str(here)]) == 2
     assert "holds no cells.json" in capsys.readouterr().err
     assert main(["cells", "generate", str(run), "--task", "generation"]) == 2

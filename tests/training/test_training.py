@@ -124,7 +124,8 @@ RUN = {
 
 def run(directory, resume=False, **changes):
     config = load(DiffusionTrainConfig, None, (), {**RUN, **changes})
-    return train(config, diffusion_objective(config.model, config.objective), directory, resume=resume, log=lambda text: None)
+    objective = diffusion_objective(config.model, config.objective)
+    return train(config, objective, directory, resume=resume, log=lambda text: None)
 
 
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch):
