@@ -38,6 +38,7 @@ class AnswerConfig:
       slots: prompts decoded at a time.
       method: decoder of masked diffusion: `full`, `prefix`, `dual`, `elastic`.
       threshold: confidence from which masked diffusion commits a token.
+      once: name a gene at most once, where genes are single tokens (causal models).
       seed: of the draws.
     """
 
@@ -48,6 +49,7 @@ class AnswerConfig:
     slots: int = 32
     method: str = "elastic"
     threshold: float = 0.9
+    once: bool = True
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -101,7 +103,8 @@ class CellModel:
         sampling = Sampling(config.temperature, config.top_k, config.top_p)
         needed = max(map(len, prompts), default=1) + config.max_tokens
         length = min(self.model.max_length, -(-needed // BUCKET) * BUCKET)
-        shape = EngineConfig(slots=config.slots, length=length, stop_ids=(self.eos_id,), prompt_bucket=BUCKET)
+        shape = EngineConfig(slots=config.slots, length=length, stop_ids=(self.eos_id,), prompt_bucket=BUCKET,
+                             once=self.tokens.gene_ids if config.once else ())
         engine = Engine(self.params, self.model, shape)
         found = engine.run(Request(i, prompt, config.max_tokens, sampling, seed)
                            for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)))

@@ -73,6 +73,11 @@ class GeneTokens:
             raise ConfigError("tokenizer: does not keep words apart, so sentences cannot be put together of genes")
         return later
 
+    @property
+    def gene_ids(self) -> tuple[int, ...]:
+        """Token id of every gene; none where a gene is several tokens."""
+        return tuple(self._gene_of)
+
     def words(self, text: str) -> list[int]:
         """Ids of literal text."""
         return _ids(self.tokenizer, text)

@@ -23,7 +23,7 @@ from jaxllm.generation.loading import place_weights
 from jaxllm.generation.sampling import Rows, Sampling
 from jaxllm.generation.slots import Arrivals, admit, advance, clear, empty_slots
 from jaxllm.models import ModelConfig, unstack
-from jaxllm.parallel import on_mesh
+from jaxllm.parallel import on_mesh, replicated
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +42,7 @@ class EngineConfig:
       read_tokens: most prompt tokens read in one pass, padding included, which bounds its memory; a longer prompt is
         read alone.
       stop_ids: tokens that end an answer (they belong to it).
+      once: tokens that an answer holds at most once, such as the items of a ranking; the prompt's do not count.
       keep_routes: give back the experts that a mixture took for each token.
     """
 
@@ -52,6 +53,7 @@ class EngineConfig:
     prompt_bucket: int = 64
     read_tokens: int = 4096
     stop_ids: tuple[int, ...] = ()
+    once: tuple[int, ...] = ()
     keep_routes: bool = False
 
     def __post_init__(self) -> None:
@@ -140,6 +142,12 @@ class Engine:
         self._waiting: collections.deque[Request] = collections.deque()
         self._active: dict[int, Request] = {}
         self._checked: dict[int, int] = {}  # answer tokens already searched for stop texts
+        self._once = None
+        if config.once:
+            check(0 <= min(config.once) and max(config.once) < model.vocab_size, "once", max(config.once),
+                  f"token ids must lie in 0..{model.vocab_size - 1}")
+            mask = np.isin(np.arange(model.vocab_size), config.once)
+            self._once = jnp.asarray(mask) if mesh is None else jax.device_put(mask, replicated(mesh))
         with self._context():
             self._state = empty_slots(model, config.slots, config.length, routes=config.keep_routes, mesh=mesh)
         self.update(params, version)
@@ -223,7 +231,7 @@ class Engine:
         with self._context():
             self._state = advance(self._params, self._state, np.int32(steps or self.config.chunk),
                                   np.int32(self._worth_a_stop()), np.int32(self.version), model=self.model,
-                                  stop_ids=self.config.stop_ids, mesh=self._mesh)
+                                  stop_ids=self.config.stop_ids, once=self._once, mesh=self._mesh)
         running, lengths, tokens = (np.asarray(x) for x in (self._state.running, self._state.lengths,
                                                            self._state.tokens))
         ended = {}

@@ -47,16 +47,18 @@ class Rows:
     min_p: jax.Array
 
 
-def sample(logits: jax.Array, keys: jax.Array, rows: Rows) -> tuple[jax.Array, jax.Array]:
+def sample(logits: jax.Array, keys: jax.Array, rows: Rows,
+           barred: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """A token for each row and its log-probability.
 
-    The log-probability is that of the tempered distribution before top-k, top-p and min-p cut it, which is what a
-    trainer can compute; greedy rows get that of temperature 1.
+    The log-probability is that of the tempered distribution before top-k, top-p and min-p cut it and tokens are barred,
+    which is what a trainer can compute; greedy rows get that of temperature 1.
 
     Args:
       logits: float32 `[S, V]`.
       keys: `[S]` typed keys, one a row, so that a row's draw does not depend on its neighbours.
       rows: settings, `[S]` each.
+      barred: bool `[S, V]`, tokens that may not be drawn; one of each row must be left.
 
     Returns:
       int32 `[S]`, float32 `[S]`.
@@ -66,9 +68,10 @@ def sample(logits: jax.Array, keys: jax.Array, rows: Rows) -> tuple[jax.Array, j
     total = jax.nn.logsumexp(scaled, axis=-1)
     cut = (rows.top_k > 0) | (rows.top_p < 1) | (rows.min_p > 0)
     # Sorting the vocabulary costs more than a small model's step; it happens when some row asks for it.
-    kept = lax.cond(jnp.any(cut & ~greedy), _cut, lambda scaled, rows: scaled, scaled, rows)
+    allowed = scaled if barred is None else jnp.where(barred, -jnp.inf, scaled)
+    kept = lax.cond(jnp.any(cut & ~greedy), _cut, lambda allowed, rows: allowed, allowed, rows)
     drawn = _draw(kept, keys)
-    tokens = jnp.where(greedy, _likeliest(scaled), drawn).astype(jnp.int32)
+    tokens = jnp.where(greedy, _likeliest(allowed), drawn).astype(jnp.int32)
     return tokens, jnp.take_along_axis(scaled, tokens[:, None], axis=-1)[:, 0] - total
 
 

@@ -29,6 +29,7 @@ class Slots:
     tokens: jax.Array  # int32 [S, N], by position
     logprobs: jax.Array  # float32 [S, N]
     versions: jax.Array  # int32 [S, N]
+    begins: jax.Array  # int32 [S], length of the prompt
     lengths: jax.Array  # int32 [S], tokens known
     ends: jax.Array  # int32 [S]
     running: jax.Array  # bool [S]
@@ -71,7 +72,7 @@ def _nothing(s: int, n: int, caches: tuple[LayerCache, ...], routes: jax.Array |
 
     return Slots(
         caches=caches, held=jnp.zeros((s, n), bool), column=ints(), tokens=ints(s, n), logprobs=jnp.zeros((s, n)),
-        versions=ints(s, n), lengths=ints(s), ends=ints(s), running=jnp.zeros(s, bool), stoppable=jnp.zeros(s, bool),
+        versions=ints(s, n), begins=ints(s), lengths=ints(s), ends=ints(s), running=jnp.zeros(s, bool), stoppable=jnp.zeros(s, bool),
         keys=jax.random.split(jax.random.key(0), s),
         sampling=Rows(temperature=jnp.zeros(s), top_k=ints(s), top_p=jnp.ones(s), min_p=jnp.zeros(s)), routes=routes)
 
@@ -129,7 +130,8 @@ def admit(params: Any, state: Slots, prompts: jax.Array, lengths: jax.Array, new
         kept = kept.at[:, new.slots].set(wide[:, rows], mode="drop")
     return _lay(dataclasses.replace(
         state, caches=tuple(place(old, fresh) for old, fresh in zip(state.caches, caches, strict=True)),
-        held=put(state.held, held), tokens=put(state.tokens, tokens), lengths=put(state.lengths, lengths[rows]),
+        held=put(state.held, held), tokens=put(state.tokens, tokens),
+        begins=put(state.begins, lengths[rows]), lengths=put(state.lengths, lengths[rows]),
         ends=put(state.ends, new.ends), running=put(state.running, jnp.ones_like(new.stoppable)),
         stoppable=put(state.stoppable, new.stoppable),
         keys=state.keys.at[new.slots].set(jax.vmap(jax.random.key)(new.seeds), mode="drop"),
@@ -138,10 +140,12 @@ def admit(params: Any, state: Slots, prompts: jax.Array, lengths: jax.Array, new
 
 @functools.partial(jax.jit, static_argnames=("model", "stop_ids", "mesh"), donate_argnames=("state",))
 def advance(params: Any, state: Slots, steps: jax.Array, finished: jax.Array, version: jax.Array, *,
-            model: ModelConfig, stop_ids: tuple[int, ...], mesh: Mesh | None = None) -> Slots:
+            model: ModelConfig, stop_ids: tuple[int, ...], once: jax.Array | None = None,
+            mesh: Mesh | None = None) -> Slots:
     """Decode up to `steps` tokens of every running slot, on the device.
 
-    Ends before that when none is left, or `finished` of those that ran have finished.
+    Ends before that when none is left, or `finished` of those that ran have finished. Tokens of `once`, bool `[V]`, are
+    not drawn again in an answer that has them.
     """
     n, index = state.tokens.shape[1], jnp.arange(state.tokens.shape[0])
     begun = state.running
@@ -156,7 +160,8 @@ def advance(params: Any, state: Slots, steps: jax.Array, finished: jax.Array, ve
         held = lax.dynamic_update_slice_in_dim(s.held, s.running[:, None], s.column, 1)
         logits, caches, ids = next_logits(params, model, s.tokens[index, last], last, s.caches, held, s.column,
                                           s.running)
-        drawn, logprob = sample(logits, jax.vmap(jax.random.fold_in)(s.keys, s.lengths), s.sampling)
+        barred = None if once is None else _said(s, model.vocab_size) & once
+        drawn, logprob = sample(logits, jax.vmap(jax.random.fold_in)(s.keys, s.lengths), s.sampling, barred)
         place = jnp.where(s.running, s.lengths, n)  # past the end, where `drop` applies
 
         def put(buffer: jax.Array, values: jax.Array) -> jax.Array:
@@ -173,3 +178,12 @@ def advance(params: Any, state: Slots, steps: jax.Array, finished: jax.Array, ve
             lengths=lengths, running=s.running & ~stopped & (lengths < s.ends), routes=routes)
 
     return _lay(lax.while_loop(go_on, step, (jnp.zeros((), jnp.int32), state))[1], mesh)
+
+
+def _said(s: Slots, vocab: int) -> jax.Array:
+    """Bool `[S, V]`, tokens that each slot's answer holds so far."""
+    slots, n = s.tokens.shape
+    place = jnp.arange(n)
+    answer = (place >= s.begins[:, None]) & (place < s.lengths[:, None])
+    where = jnp.where(answer, s.tokens, vocab)  # past the end, where `drop` applies
+    return jnp.zeros((slots, vocab), bool).at[jnp.arange(slots)[:, None], where].set(True, mode="drop")

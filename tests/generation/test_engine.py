@@ -98,6 +98,22 @@ def test_draws_do_not_depend_on_neighbours_and_have_the_trainer_s_log_probabilit
         np.testing.assert_allclose(found.logprobs, [table[n + i - 1, t] for i, t in enumerate(found.tokens)], atol=1e-4)
 
 
+def test_what_is_said_once_is_not_said_again():
+    params = init(DENSE)
+    once = tuple(range(0, DENSE.vocab_size, 2))  # half of the vocabulary
+    engine = Engine(params, DENSE, EngineConfig(slots=3, length=40, once=once))
+    asked = prompts(5)
+    for prompt, found in zip(asked, engine.run(Request(i, p, 12, Sampling(temperature=0.0)) for i, p in enumerate(asked)), strict=True):
+        said = []
+        for _ in range(12):
+            row = np.array(logits_of(params, DENSE, [*prompt, *said])[-1])
+            row[[t for t in said if t in once]] = -np.inf
+            said.append(int(row.argmax()))
+        assert found.tokens.tolist() == said
+        counts = {t: found.tokens.tolist().count(t) for t in once}
+        assert max(counts.values()) <= 1
+
+
 def test_equal_prompts_are_read_once(monkeypatch):
     params, read = init(DENSE), []
     admit = engine_module.admit

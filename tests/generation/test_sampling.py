@@ -74,3 +74,17 @@ def test_greedy_takes_the_first_of_the_likeliest(vocabulary):
     np.testing.assert_array_equal(tokens, logits.argmax(-1))
     expected = logits.max(-1) - np.log(np.exp(logits.astype(np.float64)).sum(-1))
     np.testing.assert_allclose(logprobs, expected, atol=1e-5)
+
+
+def test_barred_tokens_are_not_drawn_and_the_log_probability_is_the_whole_distributions():
+    logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]] * 4000))
+    keys = jax.random.split(jax.random.key(3), 4000)
+    barred = jnp.broadcast_to(jnp.array([True, False, False]), logits.shape)
+    for temperature in (0.0, 1.0):
+        rows = Rows(temperature=jnp.full(4000, temperature), top_k=jnp.zeros(4000, jnp.int32), top_p=jnp.ones(4000),
+                    min_p=jnp.zeros(4000))
+        tokens, logprobs = sample(logits, keys, rows, barred)
+        shares = np.bincount(tokens, minlength=3) / 4000
+        wanted = [0, 1, 0] if temperature == 0 else [0, 0.6, 0.4]
+        np.testing.assert_allclose(shares, wanted, atol=0.03)
+        np.testing.assert_allclose(np.exp(logprobs), np.array([0.5, 0.3, 0.2])[tokens], rtol=1e-5)
