@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +72,13 @@ class CellModel:
       line: expression by rank in the training cells.
       data: the training run's `cells` settings, for its templates, columns and split.
       seed: of the training run.
+      labels: values of each labelled column among the training cells.
     """
 
     def __init__(self, params: Any, model: ModelConfig, tokens: GeneTokens, line: Line, data: CellsDataConfig,
-                 seed: int) -> None:
-        self.params, self.model, self.tokens, self.line, self.data, self.seed = params, model, tokens, line, data, seed
+                 seed: int, labels: Mapping[str, Sequence[str]]) -> None:
+        self.params, self.model, self.tokens, self.line, self.data = params, model, tokens, line, data
+        self.seed, self.labels = seed, labels
 
     @property
     def eos_id(self) -> int:
@@ -139,7 +141,8 @@ def open_cell_model(directory: str | Path, dtype: str | None = None) -> CellMode
     path = _model_directory(directory)
     tokens, data, about = describe_cell_model(path)
     params, model, _ = open_model(path, dtype)
-    return CellModel(params, model, tokens, Line.of(about["line"]), data, about["seed"])
+    return CellModel(params, model, tokens, Line.of(about["line"]), data, about["seed"],
+                     about["labels"])
 
 
 def describe_cell_model(directory: str | Path) -> tuple[GeneTokens, CellsDataConfig, dict[str, Any]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -35,7 +35,7 @@ from jaxllm.cells.shards import Cells
 from jaxllm.cells.split import split_cells
 from jaxllm.cells.templates import SENTENCES
 from jaxllm.cells.texts import rouge, similarity
-from jaxllm.config import check
+from jaxllm.config import ConfigError, check, nearest
 
 LABEL_TOKENS = 32  # no label is longer
 KNN = (3, 5, 10, 25)
@@ -52,6 +52,7 @@ class EvaluateConfig:
       slots: prompts decoded at a time.
       method, threshold: decoder of masked diffusion.
       components: principal components in which cells are compared by neighbours.
+      unknown_labels: test cells with a label that no training cell had: `refuse` to measure, or `drop` them.
       baselines: whether to fit what the model is compared with.
       seed: of draws and baselines.
     """
@@ -63,6 +64,7 @@ class EvaluateConfig:
     method: str = "elastic"
     threshold: float = 0.9
     components: int = 32
+    unknown_labels: Literal["refuse", "drop"] = "refuse"
     baselines: bool = True
     seed: int = 0
 
@@ -153,29 +155,41 @@ def _answers(setting: Setting, task: TaskExamples, examples: Sequence[Example], 
 
 def _labels(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dict[str, Any]]:
     """Accuracy and macro-F1 by exact match, beside classifiers of the same training cells."""
-    rows, model = _rows(setting, task), setting.model
+    model = setting.model
+    field = next(p.field for p in task.template.response if p.field is not None)
+    column = model.data.columns.get(field) if task.config.pair is None else task.config.pair.column
+    rows = _known(setting, _rows(setting, task), column)
     examples = _examples(setting, task, rows)
     answers = [model.text(ids) for ids in _answers(setting, task, examples, LABEL_TOKENS, 0.0)]
     truth = np.array([model.text(e.response) for e in examples])
-    field = next(p.field for p in task.template.response if p.field is not None)
-    column = model.data.columns.get(field) if task.config.pair is None else task.config.pair.column
     known = None
-    if column is not None:
-        values = setting.cells.labels(column).astype(str)
-        names = sorted(set(values[setting.train]) | set(values[rows]))
-        known = [model.text(model.tokens.words(f" {name}")) for name in names]
+    if column is not None and column in model.labels:
+        known = [model.text(model.tokens.words(f" {name}")) for name in model.labels[column]]
     found = {"model": classification(truth, answers, known, seed=setting.config.seed)}
     # A group or a pair is no single cell for a classifier to see.
     if setting.config.baselines and column is not None and task.template.draws == "cell":
         train, test = (labelled(setting.cells, part, column) for part in (setting.train, rows))
         plain = label_baselines(train, test, seed=setting.config.seed)
-        found |= score_baselines(test.labels, plain, sorted(set(train.labels) | set(test.labels)),
-                                 seed=setting.config.seed)
+        found |= score_baselines(test.labels, plain, model.labels[column], seed=setting.config.seed)
     report = {"kind": "label", "cells": len(rows), "invalid": found["model"].invalid,
               "scores": {name: _scores(c) for name, c in found.items()},
               "f1": found["model"].f1}
     return report, {"confusion": found["model"].confusion, "labels": found["model"].labels,
                     "rows": rows, "truth": truth, "answers": answers}
+
+
+def _known(setting: Setting, rows: np.ndarray, column: str | None) -> np.ndarray:
+    """`rows` whose label the model was trained on; see `EvaluateConfig.unknown_labels`."""
+    if column is None or column not in setting.model.labels:
+        return rows
+    learned, values = setting.model.labels[column], setting.cells.labels(column).astype(str)[rows]
+    known = np.isin(values, learned)
+    if not known.all() and setting.config.unknown_labels == "refuse":
+        name = str(values[~known][0])
+        raise ConfigError(f"obs column {column!r}: {int((~known).sum())} test cells have labels such as {name!r}, which "
+                          f"no training cell had; {nearest(name, learned)}; rename them, or set unknown_labels=drop")
+    check(bool(known.any()), "unknown_labels", "drop", f"no test cell has a label of {column!r} that was trained on")
+    return rows[known]
 
 
 def labelled(cells: Cells, rows: np.ndarray, column: str) -> LabelledCells:

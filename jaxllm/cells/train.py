@@ -8,6 +8,8 @@ from pathlib import Path
 from jaxllm import distributed
 from jaxllm.cells.config import CellsConfig
 from jaxllm.cells.feed import CellsFeed, cells_objective
+from jaxllm.cells.shards import Cells
+from jaxllm.cells.split import split_cells
 from jaxllm.config import to_dict
 from jaxllm.files import write_json
 from jaxllm.training import TrainState, train
@@ -28,5 +30,12 @@ def train_cells(config: CellsConfig, run_dir: str | Path, *, resume: bool = Fals
         cells = config.cells.open()
         write_json(Path(run_dir) / "model" / ABOUT, {
             "cells": to_dict(config.cells), "seed": config.seed, "genes": list(cells.genes),
-            "line": cells.manifest["line"]})
+            "line": cells.manifest["line"], "labels": _labels(config, cells)})
     return state
+
+
+def _labels(config: CellsConfig, cells: Cells) -> dict[str, list[str]]:
+    """Values of each labelled column among the training cells: what the model can have learned to say."""
+    rows = split_cells(cells, config.cells.split)["train"]
+    return {column: sorted(set(cells.labels(column).astype(str)[rows].tolist()))
+            for column in config.cells.columns.values()}

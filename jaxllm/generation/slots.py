@@ -72,7 +72,8 @@ def _nothing(s: int, n: int, caches: tuple[LayerCache, ...], routes: jax.Array |
 
     return Slots(
         caches=caches, held=jnp.zeros((s, n), bool), column=ints(), tokens=ints(s, n), logprobs=jnp.zeros((s, n)),
-        versions=ints(s, n), begins=ints(s), lengths=ints(s), ends=ints(s), running=jnp.zeros(s, bool), stoppable=jnp.zeros(s, bool),
+        versions=ints(s, n), begins=ints(s), lengths=ints(s), ends=ints(s), running=jnp.zeros(s, bool),
+        stoppable=jnp.zeros(s, bool),
         keys=jax.random.split(jax.random.key(0), s),
         sampling=Rows(temperature=jnp.zeros(s), top_k=ints(s), top_p=jnp.ones(s), min_p=jnp.zeros(s)), routes=routes)
 

@@ -119,6 +119,15 @@ def test_evaluation_beside_baselines(model, here):
     assert {"model", "additive", "no effect", "mean of perturbed"} == set(drugs["conditions"]["X+Y"]["scores"])
 
 
+def test_labels_that_were_never_learned(model, tmp_path):
+    data = adata(120)
+    data.obs["type"] = data.obs["type"].replace({"NK": "NK cell"})
+    convert(ConvertConfig(), tmp_path / "renamed", data=[data])
+    cells = open_cells(tmp_path / "renamed")
+    with pytest.raises(ConfigError, match="labels such as 'NK cell', which no training cell had"):
+        evaluate(model, cells, EvaluateConfig(components=5), log=lambda text: None)
+
+
 def test_answers_hang_on_their_seed_alone(model):
     prompts = [model.tokens.words(f"Write a Homo sapiens cell of type {t}. Genes from most to least expressed:")
                for t in TYPES] * 2

@@ -103,7 +103,8 @@ def test_what_is_said_once_is_not_said_again():
     once = tuple(range(0, DENSE.vocab_size, 2))  # half of the vocabulary
     engine = Engine(params, DENSE, EngineConfig(slots=3, length=40, once=once))
     asked = prompts(5)
-    for prompt, found in zip(asked, engine.run(Request(i, p, 12, Sampling(temperature=0.0)) for i, p in enumerate(asked)), strict=True):
+    answers = engine.run(Request(i, p, 12, Sampling(temperature=0.0)) for i, p in enumerate(asked))
+    for prompt, found in zip(asked, answers, strict=True):
         said = []
         for _ in range(12):
             row = np.array(logits_of(params, DENSE, [*prompt, *said])[-1])

@@ -1,6 +1,8 @@
-"""Causal and masked-diffusion models of 700 blood cells: 5 folds by cell x 3 seeds, beside baselines of the same folds.
+"""Models of 700 blood cells in 5 folds by cell x 3 seeds, beside baselines of the same folds.
 
-Run: python docs/experiments/cells/pbmc68k.py [--deadline SECONDS]      (goes on where it stopped)
+`labels` learns cell types alone; `cells` learns to write cells of a type as well, causal and by masked diffusion.
+Run: python docs/experiments/cells/pbmc68k.py labels [--deadline SECONDS]      (goes on where it stopped)
+     python docs/experiments/cells/pbmc68k.py cells [--deadline SECONDS]
 """
 
 import argparse
@@ -16,9 +18,11 @@ from jaxllm.cli.train import open_config
 from jaxllm.studies import run_study
 
 FOLDS, REPEATS = 5, 3
-OUT, WORK, CELLS = Path("docs/experiments/cells/pbmc68k"), Path("runs/pbmc68k_study"), Path("runs/pbmc68k_cells")
-# Both see as many tokens in as many steps of one size of model: equal training FLOPs.
-ARMS = {"causal": "configs/cells/pbmc68k.yaml", "masked": "configs/cells/pbmc68k_masked.yaml"}
+OUT, WORK, CELLS = Path("docs/experiments/cells"), Path("runs/pbmc68k_study"), Path("runs/pbmc68k_cells")
+ARMS = {
+    "labels": {"causal": "configs/cells/pbmc68k_labels.yaml"},
+    # Both see as many tokens in as many steps of one size of model: equal training FLOPs.
+    "cells": {"causal": "configs/cells/pbmc68k.yaml", "masked": "configs/cells/pbmc68k_masked.yaml"}}
 
 
 def measure(config_file: str, seed: int) -> dict[str, float]:
@@ -55,11 +59,13 @@ def measure(config_file: str, seed: int) -> dict[str, float]:
 def main() -> None:
     """Run what is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", choices=ARMS)
     parser.add_argument("--deadline", type=float, help="start no further cell after this many seconds")
     args = parser.parse_args()
     if not CELLS.exists():
         convert(ConvertConfig(), CELLS, data=[pbmc68k()])
-    run_study("pbmc68k", ARMS, range(FOLDS * REPEATS), measure, OUT, deadline_s=args.deadline)
+    run_study(f"pbmc68k {args.study}", ARMS[args.study], range(FOLDS * REPEATS), measure, OUT / f"pbmc68k_{args.study}",
+              deadline_s=args.deadline)
 
 
 if __name__ == "__main__":
