@@ -155,13 +155,13 @@ def _texts(config: CellsDataConfig, cells: Cells) -> Iterator[str]:
                 yield part.text.lstrip()
         for name, column in config.columns.items():
             if name in template.fields:
-                yield from map(str, dict.fromkeys(cells.labels(column).tolist()))
+                yield from dict.fromkeys(cells.texts(column).tolist())
         if task.pair is not None:
-            yield from map(str, dict.fromkeys(cells.labels(task.pair.column).tolist()))
+            yield from map(task.pair.spoken, dict.fromkeys(cells.texts(task.pair.column).tolist()))
         if task.texts is not None:
             yield from (str(line.get("text")) for line in read_jsonl(task.texts))
     if config.organism.startswith("column:"):
-        yield from map(str, dict.fromkeys(cells.labels(config.organism.removeprefix("column:")).tolist()))
+        yield from dict.fromkeys(cells.texts(config.organism.removeprefix("column:")).tolist())
     else:
         yield config.organism
     if count > 1:

@@ -37,6 +37,7 @@ from jaxllm.cells.plan import (
     make_plan,
     moved,
     open_inputs,
+    plan_stamp,
     prepare_sources,
     values_of,
 )
@@ -101,8 +102,6 @@ def convert(config: ConvertConfig, out: str | Path, *, data: Sequence[Any] = (),
 
 def _publish(work: Path, out: Path) -> None:
     """Leave only what readers need, and give it its name."""
-    load_plan.cache_clear()
-    _opened.cache_clear()
     for path in work.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -123,14 +122,12 @@ def _start(config: ConvertConfig, sources: list[Source], made_from: str, files: 
         old = read_json(work / PLAN) if (work / PLAN).is_file() else None
         if old and old["made_from"] == made_from:
             prepare_sources(sources, files, work)
-            load_plan.cache_clear()
             return load_plan(work)
         if old and not config.overwrite:
             raise ConfigError(f"{work}: holds an unfinished conversion of other inputs or settings; remove it, or set "
                               "overwrite=true")
         shutil.rmtree(work)
     work.mkdir(parents=True)
-    load_plan.cache_clear()
     try:
         return make_plan(config, sources, made_from, files, work, progress)
     except BaseException:
@@ -217,7 +214,7 @@ def write_shard(work: Path, index: int, sources: Sequence[Source] | None = None)
 
     plan = load_plan(work)
     number, start, stop = plan.shards[index]
-    source = sources[number] if sources is not None else _opened(work, number)
+    source = sources[number] if sources is not None else _opened(work, number, plan_stamp(work))
     state = _state(plan, index)
     kept, empty, gene_cells, fits = 0, 0, np.zeros(len(plan.genes), np.int64), []
     with _full_disk(work), aside(work / shard_name(index)) as temporary:
@@ -246,7 +243,7 @@ def write_shard(work: Path, index: int, sources: Sequence[Source] | None = None)
 
 
 @functools.lru_cache(maxsize=4)
-def _opened(work: Path, number: int) -> Source:
+def _opened(work: Path, number: int, stamp: tuple[int, int]) -> Source:
     """An input, open in this process; its shards share it."""
     plan = load_plan(work)
     entry = plan.sources[number]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.cells.config import CellsDataConfig
-from jaxllm.cells.expression import Line
+from jaxllm.cells.expression import Line, reconstruct_ranked
 from jaxllm.cells.train import ABOUT
 from jaxllm.cells.vocabulary import GeneTokens
 from jaxllm.config import ConfigError, build, check
@@ -38,7 +38,7 @@ class AnswerConfig:
       slots: prompts decoded at a time.
       method: decoder of masked diffusion: `full`, `prefix`, `dual`, `elastic`.
       threshold: confidence from which masked diffusion commits a token.
-      once: name a gene at most once, where genes are single tokens (causal models).
+      once: name a gene at most once, where genes are single tokens (causal models); for answers of one cell.
       seed: of the draws.
     """
 
@@ -49,7 +49,7 @@ class AnswerConfig:
     slots: int = 32
     method: str = "elastic"
     threshold: float = 0.9
-    once: bool = True
+    once: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,12 +73,13 @@ class CellModel:
       data: the training run's `cells` settings, for its templates, columns and split.
       seed: of the training run.
       labels: values of each labelled column among the training cells.
+      made_from: sum of the conversion that it was trained on.
     """
 
     def __init__(self, params: Any, model: ModelConfig, tokens: GeneTokens, line: Line, data: CellsDataConfig,
-                 seed: int, labels: Mapping[str, Sequence[str]]) -> None:
+                 seed: int, labels: Mapping[str, Sequence[str]], made_from: str | None = None) -> None:
         self.params, self.model, self.tokens, self.line, self.data = params, model, tokens, line, data
-        self.seed, self.labels = seed, labels
+        self.seed, self.labels, self.made_from = seed, labels, made_from
 
     @property
     def eos_id(self) -> int:
@@ -127,6 +128,13 @@ class CellModel:
             out += [[t for t in tokens[i, :ends[i]].tolist() if t != self.eos_id] for i in range(len(part))]
         return out
 
+    def read_back(self, ranked: Sequence[np.ndarray], genes: int | None = None) -> np.ndarray:
+        """Expression `[N, G]` float32 of the first `genes` of each ranked cell, by the line."""
+        out = np.zeros((len(ranked), len(self.tokens.genes)), np.float32)
+        for row, found in zip(out, ranked, strict=True):
+            row[:] = reconstruct_ranked(found[:genes], len(row), self.line)
+        return out
+
     def text(self, ids: Sequence[int]) -> str:
         """An answer as text, without white space around it."""
         return self.tokens.decode(ids).strip()
@@ -142,7 +150,7 @@ def open_cell_model(directory: str | Path, dtype: str | None = None) -> CellMode
     tokens, data, about = describe_cell_model(path)
     params, model, _ = open_model(path, dtype)
     return CellModel(params, model, tokens, Line.of(about["line"]), data, about["seed"],
-                     about["labels"])
+                     about.get("labels", {}), about.get("made_from"))
 
 
 def describe_cell_model(directory: str | Path) -> tuple[GeneTokens, CellsDataConfig, dict[str, Any]]:

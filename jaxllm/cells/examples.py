@@ -34,13 +34,19 @@ class PairConfig:
       column: obs column that names the perturbation.
       control: its value in untreated cells.
       match: obs columns in which a control must equal the perturbed cell, such as batch and cell type.
+      separator: between the parts of a combination's name.
       controls: also learn controls, shown beside another control, as what becomes of a cell that is left alone.
     """
 
     column: str
     control: str
     match: tuple[str, ...] = ()
+    separator: str = "+"
     controls: bool = False
+
+    def spoken(self, condition: str) -> str:
+        """A condition as prompts name it: the parts of a combination are words of their own."""
+        return f" {self.separator} ".join(part.strip() for part in condition.split(self.separator))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +117,7 @@ class TaskExamples:
 
     def __init__(self, cells: Cells, tokens: GeneTokens, template: Template, config: CellTaskConfig,
                  rows: np.ndarray, *, columns: Mapping[str, str], organism: str, seed: int, source: str) -> None:
-        """Look up columns, groups and pairs.
+        """Look up columns, groups and pairs; cells that lack a value they are shown by are left out.
 
         Args:
           cells: converted cells.
@@ -128,18 +134,33 @@ class TaskExamples:
           ConfigError: a column, a value or a text is missing, or no cell fits.
         """
         self.config, self.template, self.rows = config, template, np.asarray(rows)
+        self.unmatched = 0  # perturbed cells without a control that matches
         self._cells, self._tokens, self._seed = cells, tokens, seed
-        check(len(self.rows) > 0, source, 0, "no cells are left to draw from; look at the split")
         extra = {"perturbation"} if config.pair is not None else set()
         check_fields(template, {*columns, *extra}, source)
-        self._columns = {name: cells.labels(column).astype(str) for name, column in columns.items()
+        self._columns = {name: cells.texts(column) for name, column in columns.items()
                          if name in template.fields}
         fixed = not organism.startswith("column:")
-        self._organism = organism if fixed else cells.labels(organism.removeprefix("column:")).astype(str)
+        self._organism = organism if fixed else cells.texts(organism.removeprefix("column:"))
+        self.rows, self.missing = self._complete(self.rows)
+        check(len(self.rows) > 0, source, 0, "no cells are left to draw from; look at cells.split and at missing "
+              "labels")
         getattr(self, f"_open_{template.draws}")(source)
         self._texts = _read_texts(config.texts, self._groups) if config.texts is not None else None
         check(self._texts is not None or "text" not in template.fields, f"{source}.texts", None,
               f"template {template.name!r} names {{text}}; give a JSONL of key and text")
+
+    def _complete(self, rows: np.ndarray) -> tuple[np.ndarray, int]:
+        """Rows that have a value in every column they are shown by, and how many have not."""
+        columns = list(self._columns.values())
+        columns += [] if isinstance(self._organism, str) else [self._organism]
+        task = self.config
+        columns += [self._cells.texts(task.group)] if task.group is not None and self.template.draws == "group" else []
+        columns += [self._cells.texts(task.pair.column)] if task.pair is not None else []
+        whole = np.ones(len(rows), bool)
+        for values in columns:
+            whole &= values[rows] != ""
+        return rows[whole], int((~whole).sum())
 
     def _open_cell(self, source: str) -> None:
         self._groups: dict[str, np.ndarray] = {}
@@ -149,7 +170,7 @@ class TaskExamples:
         if config.group is None:
             self._groups = {"": self.rows}
             return
-        values = self._cells.labels(config.group).astype(str)[self.rows]
+        values = self._cells.texts(config.group)[self.rows]
         self._groups = {value: self.rows[values == value] for value in sorted(set(values.tolist()))}
         self._of = dict(zip(self.rows.tolist(), values.tolist(), strict=True))
 
@@ -159,12 +180,12 @@ class TaskExamples:
             raise ConfigError(f"{source}.pair=None: template {self.template.name!r} draws pairs; give column and "
                               "control")
         self._groups = {}
-        self._condition = self._cells.labels(pair.column).astype(str)
+        self._condition = self._cells.texts(pair.column)
         treated = self._condition != pair.control
         if treated.all():
             raise ConfigError(f"{source}.pair.control={pair.control!r}: no cell has it in {pair.column!r}; "
                               f"{nearest(pair.control, sorted(set(self._condition)))}")
-        strata = list(zip(*(self._cells.labels(c).astype(str) for c in pair.match), strict=True)) or \
+        strata = list(zip(*(self._cells.texts(c) for c in pair.match), strict=True)) or \
             [()] * len(self._cells)
         controls: dict[Any, list[int]] = {}
         for row in self.rows[~treated[self.rows]]:
@@ -174,7 +195,8 @@ class TaskExamples:
         mine = self.rows if pair.controls else self.rows[treated[self.rows]]
         kept = np.array([r for r in mine if strata[r] in self._controls], int)
         self.unmatched = len(mine) - len(kept)
-        check(len(kept) > 0, f"{source}.pair.match", pair.match, "no perturbed cell has a control that equals it there")
+        check(len(kept) > 0, f"{source}.pair.match", pair.match, "no perturbed cell of this part of cells.split has a "
+              "control there that equals it; give every part a share of all cells")
         self.rows = kept
 
     def draw(self, index: int) -> tuple[np.random.Generator, int]:
@@ -204,12 +226,12 @@ class TaskExamples:
         if self.template.draws == "cell":
             return Drawn(words, {"sentence": [self._genes(row, kept, rng)]}, (row,))
         if self.template.draws == "pair":
-            assert config.pair is not None
+            assert self.config.pair is not None
             controls = self._controls[self._stratum[row]]
             control = int(controls[rng.integers(len(controls))])
             if control == row and len(controls) > 1:
                 control = int(rng.choice(controls[controls != row]))
-            words["perturbation"] = str(self._condition[row])
+            words["perturbation"] = self.config.pair.spoken(str(self._condition[row]))
             return Drawn(words, {CONTROL: [self._genes(control, kept, rng)],
                                  PERTURBED: [self._genes(row, kept, rng)]}, (control, row))
         key = "" if config.group is None else self._of[row]
@@ -226,7 +248,8 @@ class TaskExamples:
     def of_base(self, row: int, perturbation: str, genes: int) -> Drawn:
         """What is shown of a control cell `row` whose answer is asked for under any perturbation."""
         rng = np.random.default_rng(0)
-        words = {**self._words(row), "perturbation": perturbation}
+        assert self.config.pair is not None
+        words = {**self._words(row), "perturbation": self.config.pair.spoken(perturbation)}
         return Drawn(words, {CONTROL: [self._genes(row, genes, rng)]}, (row,))
 
     def _words(self, row: int) -> dict[str, str]:
@@ -302,7 +325,7 @@ def _ends_in_newline(wording: Sequence[Part], words: Mapping[str, str]) -> bool:
     return (last.text if last.field is None else words.get(last.field, "")).endswith("\n")
 
 
-@functools.lru_cache(maxsize=64)
+@functools.lru_cache(maxsize=8)
 def _order(seed: int, epoch: int, n: int) -> np.ndarray:
     return np.random.default_rng([seed, 0, epoch]).permutation(n)
 

@@ -179,7 +179,7 @@ class PostProcess:
 
     Attributes:
       delimiter: between words.
-      upper: whether words are upper-cased first.
+      upper: whether a word that is no gene as it stands is upper-cased.
       strip: characters that may stand after a gene without being part of it; one per word is dropped where the
         word is no gene with it. None for the published package's behaviour, which loses the last gene to a full stop.
       unknown: `keep` puts `NOT_A_GENE` in the place of words outside the vocabulary, so that later genes keep their
@@ -229,13 +229,14 @@ def post_process(text: str, vocabulary: Mapping[str, Any] | frozenset[str] | set
       vocabulary: gene names.
       settings: see `PostProcess`; `REFERENCE_POST_PROCESS` for the published package's results.
     """
-    text = text.upper() if settings.upper else text
     blank = settings.any_space and settings.delimiter.isspace()
     words = text.split() if blank else text.split(settings.delimiter)
     if settings.any_space and not blank:
         words = [word for word in map(str.strip, words) if word]
     genes, unknown = [], 0
     for word in words:
+        if settings.upper and word not in vocabulary and word.rstrip(settings.strip or None) not in vocabulary:
+            word = word.upper()
         if word not in vocabulary and settings.strip and word[-1:] in settings.strip and word[:-1] in vocabulary:
             word = word[:-1]
         if word in vocabulary:

@@ -9,9 +9,8 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from jaxllm.cells.decoding import AnswerConfig, CellModel
-from jaxllm.cells.expression import reconstruct_ranked
 from jaxllm.cells.templates import Part
-from jaxllm.config import ConfigError
+from jaxllm.config import ConfigError, check, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +30,7 @@ class WrittenCells:
 
     def expression(self, model: CellModel) -> csr_matrix:
         """Expression `[N, G]` float32 by the model's line."""
-        return csr_matrix(np.stack([reconstruct_ranked(r, len(model.tokens.genes), model.line) for r in self.ranked]))
+        return csr_matrix(model.read_back(self.ranked))
 
 
 def write_cells(model: CellModel, task: str, labels: Sequence[str], genes: int, answers: AnswerConfig) -> WrittenCells:
@@ -47,7 +46,9 @@ def write_cells(model: CellModel, task: str, labels: Sequence[str], genes: int, 
     Raises:
       ConfigError: the task's response is no cell, or it asks for other fields than one label.
     """
-    asked = next(t for t in model.data.tasks if t.template == task)
+    asked = next((t for t in model.data.tasks if t.template == task), None)
+    if asked is None:
+        raise ConfigError(f"task {task!r}: {nearest(task, [t.template for t in model.data.tasks])}")
     template = model.data.template(asked)
     fields = {p.field for p in template.prompts[0] if p.field} - {"num_genes", "organism"}
     if [p.field for p in template.response if p.field] != ["sentence"] or not fields <= set(model.data.columns):
@@ -55,6 +56,11 @@ def write_cells(model: CellModel, task: str, labels: Sequence[str], genes: int, 
                           "cell for a label")
     if len(fields) > 1 or (fields and not all(labels)):
         raise ConfigError(f"task {task!r}: give a value for {', '.join(sorted(map(str, fields)))}")
+    for field in fields:
+        learned = model.labels.get(model.data.columns[field], ())
+        for label in dict.fromkeys(labels):
+            check(not learned or label in learned, "label", label, f"no training cell had it; "
+                  f"{nearest(label, learned)}")
     organism = model.data.organism
     if organism.startswith("column:"):
         raise ConfigError(f"task {task!r}: the organism is an obs column; use the library and fill the prompt yourself")
@@ -65,7 +71,7 @@ def write_cells(model: CellModel, task: str, labels: Sequence[str], genes: int, 
 
     length = int(model.tokens.lengths(np.arange(len(model.tokens.genes))).max()) * genes + 1
     room = model.data.filled(asked) or min(length, model.data.length)
-    found = model.answer([prompt(label) for label in labels], dataclasses.replace(answers, max_tokens=room))
+    found = model.answer([prompt(label) for label in labels], dataclasses.replace(answers, max_tokens=room, once=True))
     parsed = [model.tokens.ranked(ids) for ids in found]
     return WrittenCells(tuple(labels), tuple(r[:genes] for r, _ in parsed), sum(p.unknown for _, p in parsed),
                         sum(p.duplicates for _, p in parsed))

@@ -335,9 +335,19 @@ def _save(plan: Plan, directory: Path) -> None:
     write_json(directory / PLAN, {"config": to_dict(plan.config), **fields})
 
 
-@functools.lru_cache(maxsize=2)
 def load_plan(directory: Path) -> Plan:
-    """The plan that `make_plan` wrote into `directory`."""
+    """The plan that `make_plan` wrote into `directory`; read once a process for each that is written there."""
+    return _load(directory, plan_stamp(directory))
+
+
+def plan_stamp(directory: Path) -> tuple[int, int]:
+    """What tells one plan of a directory from the next: a cluster's workers outlive a conversion."""
+    found = (directory / PLAN).stat()
+    return found.st_mtime_ns, found.st_ino
+
+
+@functools.lru_cache(maxsize=2)
+def _load(directory: Path, stamp: tuple[int, int]) -> Plan:
     data = read_json(directory / PLAN)
     with np.load(directory / ARRAYS) as arrays:
         return Plan(

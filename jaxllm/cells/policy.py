@@ -14,9 +14,9 @@ from scipy.stats import kendalltau
 
 from jaxllm.cells.classification import clean_label
 from jaxllm.cells.decoding import describe_cell_model
-from jaxllm.cells.evaluation import kind
 from jaxllm.cells.expression import post_process
 from jaxllm.cells.feed import open_task
+from jaxllm.cells.shards import open_cells
 from jaxllm.cells.split import Part, split_cells
 from jaxllm.cells.texts import similarities
 from jaxllm.cells.vocabulary import GENERATED
@@ -53,15 +53,13 @@ class CellResponses:
         tokens, data, _ = describe_cell_model(model)
         names = [t.template for t in data.tasks]
         check(task in names, "prompts.settings.task", task, nearest(task, names))
-        from jaxllm.cells.shards import open_cells
-
         cells = open_cells(path or data.path)
         self._tokens, self._index = tokens, cells.index
         number = names.index(task)
         self._limits = data.limits(data.tasks[number])
         self._task = open_task(data, cells, tokens, number, split_cells(cells, data.split)[part], seed=seed,
                                part=part)
-        found = kind(self._task)
+        found = self._task.template.answers
         fitting = {"label": "exact", "text": "similarity"}.get(found, "program")
         self._reward = fitting if reward == "auto" else reward
         check(found != "cells" and (self._reward == "program") == (fitting == "program"), "prompts.settings.reward",

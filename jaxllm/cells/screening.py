@@ -8,6 +8,7 @@ statistics are those of `jaxllm.cells.screen`. What comes out are a model's pred
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,8 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxllm.cells.decoding import AnswerConfig, CellModel
-from jaxllm.cells.evaluation import read_back
-from jaxllm.cells.examples import CONTROL, Drawn, TaskExamples, bounds
+from jaxllm.cells.examples import CONTROL, PERTURBED, Drawn, TaskExamples, bounds
 from jaxllm.cells.feed import open_task
 from jaxllm.cells.plots import plot_volcano
 from jaxllm.cells.programs import MHC_I, fit_program, rank_score
@@ -74,7 +74,7 @@ class VirtualScreenConfig:
     def answers(self, max_tokens: int) -> AnswerConfig:
         """How cells are written."""
         return AnswerConfig(max_tokens=max_tokens, temperature=self.temperature, slots=self.slots, method=self.method,
-                            threshold=self.threshold, seed=self.seed)
+                            threshold=self.threshold, once=True, seed=self.seed)
 
 
 def virtual_screen(model: CellModel, cells: Cells, config: VirtualScreenConfig, out: str | Path,
@@ -92,27 +92,27 @@ def virtual_screen(model: CellModel, cells: Cells, config: VirtualScreenConfig, 
     task, number = _task(model, cells)
     pair = task.config.pair
     assert pair is not None
-    conditions = cells.labels(pair.column).astype(str)
-    known = sorted(set(conditions.tolist()) - {pair.control})
+    conditions = cells.texts(pair.column)
+    known = [name for name in model.labels.get(pair.column, sorted(set(conditions.tolist()))) if name != pair.control]
     for name in config.candidates:
         check(name in known, "candidates", name, f"the model was not trained on it; {nearest(name, known)}")
     check(config.control == "base" or pair.controls, "control", "predicted", "the model never saw control cells "
           f"written for {pair.control!r}; train with pair.controls, or use base")
-    candidates, contexts = list(config.candidates) or known, cells.labels(config.context_column).astype(str)
+    candidates, contexts = list(config.candidates) or known, cells.texts(config.context_column)
     bases = {context: _bases(conditions, contexts, pair.control, context, config)
              for context in (config.statistics.positive, config.statistics.neutral)}
     _agree(out, config, model, candidates, bases, number, cells)
     score = _scorer(model, cells, bases, task, config)
     done = {(r["candidate"], r["context"]): r["scores"] for r in read_jsonl(out / SCORES)} \
         if (out / SCORES).exists() else {}
-    if done:  # a kill may have left half a line
-        _rewrite(out / SCORES, done)
+    _rewrite(out / SCORES, done)  # a kill may have left half a line
+    if done:
         log(f"goes on behind {len(done) // 2} of {len(candidates)} candidates")
     wanted = [*([pair.control] if config.control == "predicted" else []), *candidates]
     with (out / SCORES).open("a", encoding="utf-8") as file:
         for count, name in enumerate(wanted, 1):
             left = [context for context in bases if (name, context) not in done]
-            for context, found in _written(model, task, bases, left, name, wanted.index(name), config, score):
+            for context, found in _written(model, task, bases, left, name, cells, config, score):
                 done[name, context] = found
                 file.write(json.dumps({"candidate": name, "context": context, "scores": found}) + "\n")
                 file.flush()
@@ -182,23 +182,25 @@ def _scorer(model: CellModel, cells: Cells, bases: dict[str, np.ndarray], task: 
     if config.score == "rank":
         return lambda ranked: rank_score([r[:count] for r in ranked], model.tokens.genes, config.program, count)
     rows = np.concatenate(list(bases.values()))
-    fitted = fit_program(read_back([cells.ranked(int(r)) for r in rows], count, model), model.tokens.genes,
+    fitted = fit_program(model.read_back([cells.ranked(int(r)) for r in rows], count), model.tokens.genes,
                          config.program)
-    return lambda ranked: fitted(read_back(ranked, count, model))
+    return lambda ranked: fitted(model.read_back(ranked, count))
 
 
 def _written(model: CellModel, task: TaskExamples, bases: dict[str, np.ndarray], contexts: Sequence[str], name: str,
-             number: int, config: VirtualScreenConfig, score: Callable[[Sequence[np.ndarray]], np.ndarray]
+             cells: Cells, config: VirtualScreenConfig, score: Callable[[Sequence[np.ndarray]], np.ndarray]
              ) -> Iterator[tuple[str, list[float]]]:
     """Scores of every base cell as written for a candidate, by context."""
     data = model.data
     count = bounds(task.config.genes)[1]
-    room, _ = data.limits(task.config)
+    number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "little")
     prompts, seeds, sizes = [], [], []
     for context in contexts:
         for row in bases[context].tolist():
-            prompts += [_prompt(task, row, name, count, room - count, model)] * config.repeats
-            seeds += [int(s) for s in np.random.SeedSequence([config.seed, number, row]).generate_state(config.repeats)]
+            prompts += [_prompt(task, row, name, count, data.limits(task.config))] * config.repeats
+            place = int.from_bytes(hashlib.blake2b(str(cells.names[row]).encode(), digest_size=6).digest(), "little")
+            drawn = np.random.SeedSequence([config.seed, number, place]).generate_state(config.repeats)
+            seeds += [int(s) for s in drawn]
         sizes.append(len(bases[context]))
     if not prompts:
         return
@@ -212,12 +214,11 @@ def _written(model: CellModel, task: TaskExamples, bases: dict[str, np.ndarray],
         start += size
 
 
-def _prompt(task: TaskExamples, row: int, name: str, count: int, room: int, model: CellModel) -> list[int]:
-    """A base cell in the first wording, with the candidate's name in it."""
+def _prompt(task: TaskExamples, row: int, name: str, count: int, limits: tuple[int, int | None]) -> list[int]:
+    """A base cell in the first wording, cut as in training beside a response of as many genes."""
     drawn = task.of_base(row, name, count)
-    # A response is left out of the limit: the model writes it.
-    empty = Drawn(drawn.words, {CONTROL: drawn.genes[CONTROL], "perturbed": [np.zeros(0, np.int32)]}, drawn.cells)
-    return task.write(empty, task.template.prompts[0], max(room, 1)).prompt
+    both = Drawn(drawn.words, {CONTROL: drawn.genes[CONTROL], PERTURBED: drawn.genes[CONTROL]}, drawn.cells)
+    return task.write(both, task.template.prompts[0], *limits).prompt
 
 
 def _rewrite(path: Path, done: dict[tuple[str, str], Any]) -> None:

@@ -125,6 +125,18 @@ class Cells:
                               if self.columns else f"{self.directory}: no obs columns were kept, not {column!r}")
         return self._column(column)
 
+    def texts(self, column: str) -> np.ndarray:
+        """An obs column [N] as text: whole numbers without a point also where some are missing; missing as "".
+
+        Raises:
+          ConfigError: as `labels`.
+        """
+        values = self.labels(column)
+        if values.dtype.kind == "f":
+            whole = bool(np.all(np.isnan(values) | (values == np.floor(values))))
+            return np.array(["" if np.isnan(v) else str(int(v) if whole else v) for v in values.tolist()], dtype=str)
+        return np.array(["" if v is None else str(v) for v in values.tolist()], dtype=str)
+
     def matrix(self, rows: Iterable[int] | None = None) -> csr_matrix:
         """Normalised expression [n, G] float32 of `rows` (all by default), column indices sorted.
 

@@ -16,7 +16,10 @@ Part = Literal["train", "validation", "test"]
 
 @dataclasses.dataclass(frozen=True)
 class SplitConfig:
-    """How cells are shared out. A cell's place depends on the seed and its name alone.
+    """How cells are shared out.
+
+    Without `folds` and `stratify` a cell's place depends on the seed and its name alone, whatever other cells there
+    are, and shares are met on average. With them shares are exact, and places depend on the other cells too.
 
     Attributes:
       seed: of the order.
@@ -57,7 +60,7 @@ def split_cells(cells: Cells, config: SplitConfig) -> dict[Part, np.ndarray]:
     rank = _ranks(cells.names, config.seed)
     if config.stratify is not None:
         # One stratum after the other, each in its own order: neighbours go to different folds.
-        values = cells.labels(config.stratify).astype(str)
+        values = cells.texts(config.stratify)
         order = np.lexsort((rank, values))
         share = np.empty(len(cells))
         if config.folds is None:
@@ -68,10 +71,10 @@ def split_cells(cells: Cells, config: SplitConfig) -> dict[Part, np.ndarray]:
         place[order] = np.arange(len(cells))
     else:
         place = np.argsort(np.argsort(rank, kind="stable"), kind="stable")
-        share = (place + 0.5) / len(cells)
+        share = rank / 2.0**64
     held = np.zeros(len(cells), bool)
     if config.held_out_column is not None:
-        conditions = cells.labels(config.held_out_column).astype(str)
+        conditions = cells.texts(config.held_out_column)
         known = sorted(set(conditions))
         for value in config.held_out:
             check(value in known, "split.held_out", value, f"no cell has it in {config.held_out_column!r}; "

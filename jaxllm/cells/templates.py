@@ -46,6 +46,15 @@ class Template:
     response: tuple[Part, ...]
 
     @property
+    def answers(self) -> Literal["label", "cell", "cells", "perturbed", "text"]:
+        """What the response is."""
+        fields = [part.field for part in self.response if part.field is not None]
+        for field in fields:
+            if field in SENTENCES:
+                return "cell" if field == "sentence" else "cells" if field == "sentences" else "perturbed"
+        return "text" if "text" in fields else "label"
+
+    @property
     def fields(self) -> frozenset[str]:
         """All fields that it names."""
         return frozenset(p.field for parts in (*self.prompts, self.response) for p in parts if p.field is not None)

@@ -30,12 +30,12 @@ def train_cells(config: CellsConfig, run_dir: str | Path, *, resume: bool = Fals
         cells = config.cells.open()
         write_json(Path(run_dir) / "model" / ABOUT, {
             "cells": to_dict(config.cells), "seed": config.seed, "genes": list(cells.genes),
-            "line": cells.manifest["line"], "labels": _labels(config, cells)})
+            "line": cells.manifest["line"], "labels": _labels(config, cells), "made_from": cells.manifest["made_from"]})
     return state
 
 
 def _labels(config: CellsConfig, cells: Cells) -> dict[str, list[str]]:
     """Values of each labelled column among the training cells: what the model can have learned to say."""
     rows = split_cells(cells, config.cells.split)["train"]
-    return {column: sorted(set(cells.labels(column).astype(str)[rows].tolist()))
-            for column in config.cells.columns.values()}
+    columns = {*config.cells.columns.values(), *(t.pair.column for t in config.cells.tasks if t.pair is not None)}
+    return {column: sorted(set(cells.texts(column)[rows].tolist()) - {""}) for column in sorted(columns)}

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", default="cell_type_prediction",
                         help="template that shows a cell and asks for a label")
     parser.add_argument("--out", type=Path, required=True, help=".csv of cell and label")
-    parser.add_argument("--embeddings", type=Path, help=".npz of embeddings beside it, `cells` and `embeddings`")
+    parser.add_argument("--embeddings", type=Path, help=".npz of embeddings beside it, `cells` and `embedding`")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as max_tokens=16 slots=64")
 
 
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
         found = embed(model, [cells.ranked(i) for i in range(len(cells))])
         with aside(args.embeddings) as temporary, open(temporary, "wb") as file:
-            np.savez(file, cells=cells.names, embeddings=found)
+            np.savez(file, cells=cells.names, embedding=found)
     for label, count in collections.Counter(labels).most_common(20):
         print(f"{count:8,}  {label}")
     print(f"wrote {args.out}: {len(labels)} cells")

@@ -8,7 +8,7 @@ import anndata
 import numpy as np
 import pytest
 
-from jaxllm.cells import ConvertConfig, convert, open_cells, train_cells
+from jaxllm.cells import ConvertConfig, convert, embeddings_from_file, open_cells, train_cells
 from jaxllm.cells.annotation import annotate, embed
 from jaxllm.cells.decoding import AnswerConfig, open_cell_model
 from jaxllm.cells.evaluation import EvaluateConfig, evaluate
@@ -125,7 +125,13 @@ def test_labels_that_were_never_learned(model, tmp_path):
     convert(ConvertConfig(), tmp_path / "renamed", data=[data])
     cells = open_cells(tmp_path / "renamed")
     with pytest.raises(ConfigError, match="labels such as 'NK cell', which no training cell had"):
-        evaluate(model, cells, EvaluateConfig(components=5), log=lambda text: None)
+        evaluate(model, cells, EvaluateConfig(components=5, part="all"), log=lambda text: None)
+    with pytest.raises(ConfigError, match="are not the ones that the model was trained on"):
+        evaluate(model, cells, log=lambda text: None)
+    kept = EvaluateConfig(part="all", unknown_labels="drop", limit=20)
+    report = evaluate(model, cells, kept, log=lambda text: None)
+    (found,) = report["tasks"].values()  # cells are only measured beside training cells
+    assert set(found["scores"]) == {"model"} and found["scores"]["model"]["accuracy"][0] > 0.8
 
 
 def test_answers_hang_on_their_seed_alone(model):
@@ -264,7 +270,7 @@ def test_commands(run, here, capsys):
     assert main(["cells", "annotate", str(run), "--cells", cells, "--out", str(here / "l.csv"), "--embeddings",
                  str(here / "e.npz")]) == 0
     assert (here / "l.csv").read_text().startswith("cell,label\ncell0,") and "wrote" in capsys.readouterr().out
-    assert np.load(here / "e.npz")["embeddings"].shape == (120, 32)
+    assert embeddings_from_file(here / "e.npz").of(["cell7"]).shape == (1, 32)
     assert main(["cells", "evaluate", str(here)]) == 2
     assert "holds no cells.json" in capsys.readouterr().err
     assert main(["cells", "generate", str(run), "--task", "generation"]) == 2

@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from scipy.stats import linregress
+from scipy.stats import linregress, t
 
 from jaxllm.cells import ConvertConfig, convert, train_cells
 from jaxllm.cells.simulate import CorpusConfig, simulate_corpus, to_anndata
@@ -60,7 +60,7 @@ def main() -> None:
     if len(set(x)) < 2:
         return
     fit = linregress(np.log10(x), y)
-    half = 1.96 * fit.stderr
+    half = t.ppf(0.975, len(x) - 2) * fit.stderr
     (OUT / "fit.json").write_text(json.dumps({
         "nats_per_tenfold": fit.slope, "low": fit.slope - half, "high": fit.slope + half, "at_1": fit.intercept,
         "r2": fit.rvalue**2, "runs": len(x)}, indent=1) + "\n")
