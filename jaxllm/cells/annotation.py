@@ -74,20 +74,19 @@ def embed(model: CellModel, ranked: Sequence[np.ndarray], genes: int = 200, batc
     check(all(ids), "ranked", "an empty cell", "has no genes to embed; leave it out")
     width = -(-max(map(len, ids), default=1) // BUCKET) * BUCKET
     check(width <= model.model.max_length, "genes", genes, f"the model reads {model.model.max_length} tokens")
-    out = []
+    stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *model.params["layers"])
+    params, out = {**model.params, "layers": stacked}, []
     for start in range(0, len(ids), batch):
         part = ids[start:start + batch]
         tokens, valid = np.zeros((batch, width), np.int32), np.zeros((batch, width), bool)
         for row, sentence in enumerate(part):
             tokens[row, :len(sentence)], valid[row, :len(sentence)] = sentence, True
-        out.append(np.asarray(_means(model.params, jnp.asarray(tokens), jnp.asarray(valid), model.model))[:len(part)])
+        out.append(np.asarray(_means(params, jnp.asarray(tokens), jnp.asarray(valid), model.model))[:len(part)])
     return np.concatenate(out) if out else np.zeros((0, model.model.d_model), np.float32)
 
 
 @functools.partial(jax.jit, static_argnames="config")
 def _means(params: Any, tokens: jax.Array, valid: jax.Array, config: ModelConfig) -> jax.Array:
-    stacked = jax.tree.map(lambda *layers: jnp.stack(layers), *params["layers"])
-    whole = {**params, "layers": stacked}
-    hidden = apply(whole, config, tokens, segment_ids=valid.astype(jnp.int32), head=False).hidden
+    hidden = apply(params, config, tokens, segment_ids=valid.astype(jnp.int32), head=False).hidden
     count = jnp.maximum(jnp.sum(valid, axis=1, keepdims=True), 1)
     return jnp.sum(hidden.astype(jnp.float32) * valid[..., None], axis=1) / count

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxllm.cells.config import CellsDataConfig
 from jaxllm.cells.expression import Line, reconstruct_ranked
-from jaxllm.cells.train import ABOUT
+from jaxllm.cells.train import ABOUT, TEMPLATES
 from jaxllm.cells.vocabulary import GeneTokens
 from jaxllm.config import ConfigError, build, check
 from jaxllm.data import load_tokenizer
@@ -161,7 +161,7 @@ def describe_cell_model(directory: str | Path) -> tuple[GeneTokens, CellsDataCon
     """
     path = _model_directory(directory)
     about = read_json(path / ABOUT)
-    data = build(CellsDataConfig, about["cells"], str(path / ABOUT))
+    data = build(CellsDataConfig, {**about["cells"], "templates": str(path / TEMPLATES)}, str(path / ABOUT))
     return GeneTokens(load_tokenizer(path), about["genes"]), data, about
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from jaxllm.cells.config import CellsConfig, CellsDataConfig
 from jaxllm.cells.examples import Example, TaskExamples
 from jaxllm.cells.shards import Cells
 from jaxllm.cells.split import Part, split_cells
+from jaxllm.cells.templates import templates_text
 from jaxllm.cells.vocabulary import GeneTokens
 from jaxllm.config import check, to_dict
 from jaxllm.data.batch import Batch
@@ -111,6 +113,10 @@ def open_task(config: CellsDataConfig, cells: Cells, tokens: GeneTokens, number:
                         organism=config.organism, seed=mine, source=f"cells.tasks.{number}")
 
 
+def _sum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 class CellsFeed:
     """What the loop trains on and is measured by; nothing is kept between steps."""
 
@@ -157,8 +163,11 @@ class CellsFeed:
         return False
 
     def about(self) -> dict[str, Any]:
-        """Seed, settings and the shards' sums."""
+        """Seed, settings, and sums of shards, wordings and texts."""
         data = {k: v for k, v in to_dict(self._config.cells).items() if k not in _RUN_ONLY}
+        data |= {"templates": _sum(templates_text(self._config.cells.templates)), "texts": [
+            None if task.texts is None else _sum(Path(task.texts).read_text(encoding="utf-8"))
+            for task in self._config.cells.tasks]}
         return {"seed": self._config.seed, "cells": {**data, "sha256": self._sha256}}
 
     def files(self) -> Mapping[str, bytes]:

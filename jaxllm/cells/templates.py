@@ -72,6 +72,11 @@ def load_templates(path: str | Path | None = None) -> dict[str, Template]:
     return _load(str(file), file.read_text(encoding="utf-8"))
 
 
+def templates_text(path: str | Path | None = None) -> str:
+    """The YAML that `load_templates` reads."""
+    return (PACKAGED if path is None else Path(path)).read_text(encoding="utf-8")
+
+
 @functools.lru_cache(maxsize=8)
 def _load(file: str, text: str) -> dict[str, Template]:
     import yaml

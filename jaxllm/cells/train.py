@@ -10,10 +10,12 @@ from jaxllm.cells.config import CellsConfig
 from jaxllm.cells.feed import CellsFeed, cells_objective
 from jaxllm.cells.shards import Cells
 from jaxllm.cells.split import split_cells
+from jaxllm.cells.templates import templates_text
 from jaxllm.config import to_dict
-from jaxllm.files import write_json
+from jaxllm.files import write_json, write_text
 from jaxllm.training import TrainState, train
 
+TEMPLATES = "templates.yaml"  # in the model's directory: the wordings it was asked with
 ABOUT = "cells.json"  # in the model's directory: the cells and settings that it was trained on
 
 
@@ -28,6 +30,7 @@ def train_cells(config: CellsConfig, run_dir: str | Path, *, resume: bool = Fals
                   on_step=on_step)
     if config.export and distributed.is_primary():
         cells = config.cells.open()
+        write_text(Path(run_dir) / "model" / TEMPLATES, templates_text(config.cells.templates))
         write_json(Path(run_dir) / "model" / ABOUT, {
             "cells": to_dict(config.cells), "seed": config.seed, "genes": list(cells.genes),
             "line": cells.manifest["line"], "labels": _labels(config, cells), "made_from": cells.manifest["made_from"]})

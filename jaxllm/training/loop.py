@@ -201,7 +201,9 @@ def _first_state(run: _Run, resume: bool) -> tuple[TrainState, int]:
                                     score_head=config.model.score_head)
     mine = to_dict(config.model)
     for name, value in to_dict(found).items():
-        check(name in RUN_FIELDS or mine[name] == value, f"model.{name}", mine[name],
+        # A stretch of the rotary wavelengths may be put on; one that the weights grew up with is not dropped unsaid.
+        own = name in RUN_FIELDS and not (name == "rope_scaling" and mine[name] is None)
+        check(own or mine[name] == value, f"model.{name}", mine[name],
               f"the checkpoint {config.init_from} has {value!r}; leave it out of the config")
 
     def start(loaded: Any, key: jax.Array) -> TrainState:

@@ -471,3 +471,14 @@ def test_the_command(place, tmp_path, capsys):
         assert code == 2 and message in err and err.count("\n") == 1
     assert main(["cells", "convrt"]) == 2
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.yaml", "out", "two"]
+
+
+def test_one_process_may_convert_into_a_directory_again(tmp_path):
+    # As a cluster's workers do, which outlive a conversion.
+    from tests.cells.made import adata as labelled
+
+    labelled(20).write_h5ad(tmp_path / "a.h5ad")
+    for top_k in (3, 7):
+        convert(ConvertConfig(inputs=(str(tmp_path / "a.h5ad"),), top_k=top_k, overwrite=True), tmp_path / "out")
+        cells = open_cells(tmp_path / "out")
+        assert max(len(cells.ranked(i)) for i in range(len(cells))) == top_k

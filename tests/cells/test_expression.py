@@ -153,3 +153,9 @@ def test_post_process_options():
     for field, value in (("unknown", "no"), ("duplicates", "no"), ("delimiter", "")):
         with pytest.raises(ConfigError, match=field):
             PostProcess(**{field: value})
+
+
+def test_names_in_mixed_case_are_found_as_they_are():
+    vocabulary = {"Cd3e": 0, "ACTB": 1}
+    found = post_process("Cd3e Actb cd3e", vocabulary, PostProcess(unknown="drop"))
+    assert found.genes == ["Cd3e", "ACTB"] and found.unknown == 1
