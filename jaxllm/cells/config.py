@@ -158,7 +158,9 @@ def _texts(config: CellsDataConfig, cells: Cells) -> Iterator[str]:
                 yield from dict.fromkeys(cells.texts(column).tolist())
         if task.pair is not None:
             yield from map(task.pair.spoken, dict.fromkeys(cells.texts(task.pair.column).tolist()))
-        if task.texts is not None:
+        if task.texts is not None and task.texts.startswith("column:"):
+            yield from dict.fromkeys(cells.texts(task.texts.removeprefix("column:")).tolist())
+        elif task.texts is not None:
             yield from (str(line.get("text")) for line in read_jsonl(task.texts))
     if config.organism.startswith("column:"):
         yield from dict.fromkeys(cells.texts(config.organism.removeprefix("column:")).tolist())

@@ -59,7 +59,8 @@ class CellTaskConfig:
       genes: most expressed genes kept of each cell.
       cells: cells of a group.
       group: obs column whose equal values make a group; None takes cells at random.
-      texts: JSONL with `key` and `text`: what to say of each group, by the value of `group`; None takes no texts.
+      texts: what to say of each group: JSONL with `key` (a value of `group`) and `text`, or `column:NAME` for the obs
+        column that holds it; None takes no texts.
       pair: controls, for templates that draw pairs.
       response_length: EOS-filled length of its responses, where it is not that of the run (masked diffusion).
       loss_weight: what each learned token counts in training: labels are a few tokens beside hundreds of genes.
@@ -146,7 +147,11 @@ class TaskExamples:
         check(len(self.rows) > 0, source, 0, "no cells are left to draw from; look at cells.split and at missing "
               "labels")
         getattr(self, f"_open_{template.draws}")(source)
-        self._texts = _read_texts(config.texts, self._groups) if config.texts is not None else None
+        self._texts = None
+        if config.texts is not None and config.texts.startswith("column:"):
+            self._texts = self._column_texts(config.texts.removeprefix("column:"), source)
+        elif config.texts is not None:
+            self._texts = _read_texts(config.texts, self._groups)
         check(self._texts is not None or "text" not in template.fields, f"{source}.texts", None,
               f"template {template.name!r} names {{text}}; give a JSONL of key and text")
 
@@ -173,6 +178,16 @@ class TaskExamples:
         values = self._cells.texts(config.group)[self.rows]
         self._groups = {value: self.rows[values == value] for value in sorted(set(values.tolist()))}
         self._of = dict(zip(self.rows.tolist(), values.tolist(), strict=True))
+
+    def _column_texts(self, column: str, source: str) -> dict[str, str]:
+        """The one text of each group in an obs column."""
+        values, found = self._cells.texts(column), {}
+        for key, rows in self._groups.items():
+            texts = set(values[rows].tolist()) - {""}
+            check(len(texts) == 1, f"{source}.texts", f"column:{column}",
+                  f"group {key!r} has {len(texts)} texts there; it needs one")
+            found[key] = texts.pop()
+        return found
 
     def _open_pair(self, source: str) -> None:
         pair = self.config.pair

@@ -165,9 +165,9 @@ class CellsFeed:
     def about(self) -> dict[str, Any]:
         """Seed, settings, and sums of shards, wordings and texts."""
         data = {k: v for k, v in to_dict(self._config.cells).items() if k not in _RUN_ONLY}
-        data |= {"templates": _sum(templates_text(self._config.cells.templates)), "texts": [
-            None if task.texts is None else _sum(Path(task.texts).read_text(encoding="utf-8"))
-            for task in self._config.cells.tasks]}
+        files = [task.texts for task in self._config.cells.tasks if task.texts and not task.texts.startswith("column:")]
+        data |= {"templates": _sum(templates_text(self._config.cells.templates)),
+                 "texts": [_sum(Path(file).read_text(encoding="utf-8")) for file in files]}
         return {"seed": self._config.seed, "cells": {**data, "sha256": self._sha256}}
 
     def files(self) -> Mapping[str, bytes]:

@@ -352,3 +352,26 @@ def use_reblocked(source: Source, directory: Path) -> None:
                            np.asarray(ends[start:stop + 1]) - first), (stop - start, width))
 
     source._read = read  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def uns_texts(path: str | Path, key: str) -> dict[str, str]:
+    """Texts of `uns[key]`: by group where it is a mapping, else one of the whole file by the file's stem.
+
+    Raises:
+      ConfigError: the file cannot be read, has no such entry, or it holds something else than text.
+    """
+    from anndata.io import read_elem
+
+    path = Path(path)
+    group = _open(path)
+    names = list(group["uns"]) if "uns" in group else []
+    if key not in names:
+        raise ConfigError(f"{path}: uns has no entry {key!r}; " + (nearest(key, names) if names else "it is empty"))
+    value: Any = read_elem(group["uns"][key])
+    found: dict[str, Any] = {str(k): v for k, v in value.items()} if isinstance(value, dict) else {path.stem: value}
+    for name, text in found.items():
+        if isinstance(text, np.ndarray) and text.shape == () or isinstance(text, np.generic):
+            found[name] = text = text.item()
+        if not isinstance(text, str) or not text.strip():
+            raise ConfigError(f"{path}: uns[{key!r}] of {name!r} is {text!r}; expected a text")
+    return found

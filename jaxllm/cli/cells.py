@@ -9,6 +9,7 @@ import importlib
 ACTIONS = {
     "example": ("jaxllm.cli.cells_example", "real cells from an installed package as h5ad"),
     "convert": ("jaxllm.cli.cells_convert", "h5ad and zarr to shards of cell sentences"),
+    "texts": ("jaxllm.cli.cells_texts", "captions and abstracts of uns as a task's texts"),
     "tokens": ("jaxllm.cli.cells_tokens", "one token a gene for a model's tokenizer, with new rows"),
     "train": ("jaxllm.cli.train", "train on cell sentences from a config; as jaxllm train"),
     "evaluate": ("jaxllm.cli.cells_evaluate", "labels, generated cells and perturbations against held-out cells"),

@@ -275,5 +275,15 @@ def test_commands(run, here, capsys):
     assert "holds no cells.json" in capsys.readouterr().err
     assert main(["cells", "generate", str(run), "--task", "generation"]) == 2
     assert "the model knows" in capsys.readouterr().err
+    data = adata(12)
+    data.uns |= {"abstract": "Blood cells.", "captions": {"a": "B cells", "b": "T cells"}, "n": 3}
+    data.write_h5ad(here / "study.h5ad")
+    for key, expected in (("abstract", {"study": "Blood cells."}), ("captions", {"a": "B cells", "b": "T cells"})):
+        assert main(["cells", "texts", str(here / "study.h5ad"), "--key", key, "--out", str(here / "t.jsonl")]) == 0
+        assert {line["key"]: line["text"] for line in read_jsonl(here / "t.jsonl")} == expected
+    capsys.readouterr()
+    for key, message in (("n", "is 3; expected a text"), ("abstrac", "did you mean abstract")):
+        assert main(["cells", "texts", str(here / "study.h5ad"), "--key", key, "--out", str(here / "t.jsonl")]) == 2
+        assert message in capsys.readouterr().err
     assert main(["cells", "example", "screen", "--out", str(here / "p.h5ad"), "candidates=20", "cells=3"]) == 0
     assert anndata.read_h5ad(here / "p.h5ad").n_obs == 2 * 21 * 3

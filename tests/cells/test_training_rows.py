@@ -218,6 +218,11 @@ def test_texts_by_group(cells, tmp_path):
     tokens = word_tokens(cells, *texts_of(cells), "one study two study")
     found = {tokens.tokenizer.decode(task_of(cells, tokens, task).example(i, 200).response) for i in range(20)}
     assert found == {"one study", "two study"}
+    column = dataclasses.replace(task, texts="column:batch")
+    found = {tokens.tokenizer.decode(task_of(cells, tokens, column).example(i, 200).response) for i in range(20)}
+    assert found == {"one", "two"}
+    with pytest.raises(ConfigError, match="group 'one' has 3 texts there"):
+        task_of(cells, tokens, dataclasses.replace(task, texts="column:type"))
     file.write_text('{"key": "one", "text": "x"}\n')
     with pytest.raises(ConfigError, match="no text for group 'two'"):
         task_of(cells, tokens, task)
