@@ -63,6 +63,10 @@ class AnswerConfig:
                             block_length=math.gcd(length, 32), threshold=self.threshold, temperature=self.temperature)
 
 
+WRITTEN = AnswerConfig(temperature=1.0, once=True)
+"""How cells are written, where nothing else is said."""
+
+
 class CellModel:
     """Weights, tokens, and what the model was trained on.
 

@@ -97,7 +97,7 @@ def _labels(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dict[
     column = model.data.columns.get(field) if pair is None or field != "perturbation" else pair.column
     rows = _known(setting, _independent(setting, task), column)
     asked = examples(setting, task, rows)
-    said = [model.text(ids) for ids in answers(setting, task, asked, 0.0)]
+    said = [model.text(ids) for ids in answers(setting, task, asked)]
     truth = np.array([model.text(e.response) for e in asked])
     known = None
     if column is not None and column in model.labels:
@@ -148,7 +148,7 @@ def _texts(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dict[s
     """
     rows, model = _independent(setting, task), setting.model
     asked = examples(setting, task, rows)
-    said = [model.text(ids) for ids in answers(setting, task, asked, 0.0)]
+    said = [model.text(ids) for ids in answers(setting, task, asked)]
     truth = [model.text(e.response) for e in asked]
     found = {**rouge(truth, said), "similarity": similarity(truth, said)}
     seen = 0

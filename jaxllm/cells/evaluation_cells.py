@@ -10,7 +10,7 @@ import numpy as np
 from scipy.spatial.distance import pdist
 
 from jaxllm.cells.baselines import copied_cells, marginal_cells, perturbation_baselines
-from jaxllm.cells.decoding import AnswerConfig, CellModel
+from jaxllm.cells.decoding import WRITTEN, AnswerConfig, CellModel
 from jaxllm.cells.embedder import CellEmbedder, EmbedderConfig, train_embedder
 from jaxllm.cells.examples import Example, PairConfig, TaskExamples, bounds
 from jaxllm.cells.feed import open_task
@@ -43,11 +43,7 @@ class EvaluateConfig:
         there is nothing to compare with.
       limit: test cells of each task, drawn by the seed; 0 for all.
       reference: training cells that generated ones are compared through (embedder, baselines), drawn by the seed.
-      once: written cells name a gene once, where genes are single tokens and the model is causal.
-      temperature: of generated cells; labels are greedy.
-      top_p: of generated cells.
-      slots: prompts decoded at a time.
-      method, threshold: decoder of masked diffusion.
+      answers: how cells are written; their length follows from the task. Labels and texts are greedy.
       components: principal components in which cells are compared by neighbours.
       unknown_labels: test cells with a label that no training cell had: `refuse` to measure, or `drop` them.
       baselines: whether to fit what the model is compared with.
@@ -57,12 +53,7 @@ class EvaluateConfig:
     part: Literal["test", "all"] = "test"
     limit: int = 2000
     reference: int = 5000
-    once: bool = True
-    temperature: float = 1.0
-    top_p: float = 1.0
-    slots: int = 32
-    method: str = "elastic"
-    threshold: float = 0.9
+    answers: AnswerConfig = WRITTEN
     components: int = 32
     unknown_labels: Literal["refuse", "drop"] = "refuse"
     baselines: bool = True
@@ -72,10 +63,11 @@ class EvaluateConfig:
         check(self.limit >= 0, "limit", self.limit, "must not be negative; 0 for all")
         check(self.components >= 2, "components", self.components, "must be at least 2")
 
-    def answers(self, max_tokens: int, temperature: float, once: bool) -> AnswerConfig:
-        """How a task is answered."""
-        return AnswerConfig(max_tokens=max_tokens, temperature=temperature, top_p=self.top_p, slots=self.slots,
-                            method=self.method, threshold=self.threshold, once=once, seed=self.seed)
+    def of(self, max_tokens: int, cells: bool) -> AnswerConfig:
+        """How a task is answered whose answers are `cells`, or else labels or texts."""
+        if cells:
+            return dataclasses.replace(self.answers, max_tokens=max_tokens, seed=self.seed)
+        return dataclasses.replace(self.answers, max_tokens=max_tokens, temperature=0.0, once=False, seed=self.seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +118,9 @@ def _longest(setting: Setting, task: TaskExamples, asked: Sequence[Example]) -> 
     return setting.model.data.filled(task.config) or max(len(e.response) for e in asked) + 1
 
 
-def answers(setting: Setting, task: TaskExamples, asked: Sequence[Example], temperature: float) -> list[list[int]]:
+def answers(setting: Setting, task: TaskExamples, asked: Sequence[Example]) -> list[list[int]]:
     """What the model says to each prompt."""
-    once = setting.config.once and task.template.answers in ("cell", "perturbed")
-    config = setting.config.answers(_longest(setting, task, asked), temperature, once)
+    config = setting.config.of(_longest(setting, task, asked), task.template.answers in ("cell", "perturbed"))
     return setting.model.answer([e.prompt for e in asked], config)
 
 
@@ -138,7 +129,7 @@ def generated(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dic
     rows, model, cells, config = setting.rows(task), setting.model, setting.cells, setting.config
     asked = examples(setting, task, rows)
     count = bounds(task.config.genes)[1]
-    said = answers(setting, task, asked, config.temperature)
+    said = answers(setting, task, asked)
     parsed = [model.tokens.ranked(ids) for ids in said]
     column = next((model.data.columns[f] for f in sorted(task.template.fields) if f in model.data.columns), None)
     labels = np.full(len(cells), "cell") if column is None else cells.texts(column)
@@ -234,10 +225,10 @@ def perturbed(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dic
 
     Control and baselines are those of the strata in which the condition's test cells lie, weighted as these are.
     """
-    rows, model, cells, config = setting.rows(task), setting.model, setting.cells, setting.config
+    rows, model, cells = setting.rows(task), setting.model, setting.cells
     asked = examples(setting, task, rows)
     count = bounds(task.config.genes)[1]
-    parsed = [model.tokens.ranked(ids) for ids in answers(setting, task, asked, config.temperature)]
+    parsed = [model.tokens.ranked(ids) for ids in answers(setting, task, asked)]
     pair = task.config.pair
     assert pair is not None
     conditions = cells.texts(pair.column)

@@ -71,7 +71,7 @@ def write_cells(model: CellModel, task: str, labels: Sequence[str], genes: int, 
 
     length = int(model.tokens.lengths(np.arange(len(model.tokens.genes))).max()) * genes + 1
     room = model.data.filled(asked) or min(length, model.data.length)
-    found = model.answer([prompt(label) for label in labels], dataclasses.replace(answers, max_tokens=room, once=True))
+    found = model.answer([prompt(label) for label in labels], dataclasses.replace(answers, max_tokens=room))
     parsed = [model.tokens.ranked(ids) for ids in found]
     return WrittenCells(tuple(labels), tuple(r[:genes] for r, _ in parsed), sum(p.unknown for _, p in parsed),
                         sum(p.duplicates for _, p in parsed))

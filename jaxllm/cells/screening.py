@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxllm.cells.decoding import AnswerConfig, CellModel
+from jaxllm.cells.decoding import WRITTEN, AnswerConfig, CellModel
 from jaxllm.cells.examples import CONTROL, PERTURBED, Drawn, TaskExamples, bounds
 from jaxllm.cells.feed import open_task
 from jaxllm.cells.plots import plot_volcano
@@ -45,9 +45,7 @@ class VirtualScreenConfig:
       program: genes whose score counts.
       score: `expression`, by the fitted line against matched background genes, or `rank`, by the place of the
         program's genes in the sentence.
-      temperature: of the written cells.
-      slots: prompts decoded at a time.
-      method, threshold: decoder of masked diffusion.
+      answers: how cells are written; their length follows from the task.
       statistics: intervals, p-values and corrections.
       seed: of base cells and draws.
     """
@@ -59,10 +57,7 @@ class VirtualScreenConfig:
     repeats: int = 1
     program: tuple[str, ...] = MHC_I
     score: Literal["expression", "rank"] = "expression"
-    temperature: float = 1.0
-    slots: int = 32
-    method: str = "elastic"
-    threshold: float = 0.9
+    answers: AnswerConfig = WRITTEN
     statistics: ScreenConfig = ScreenConfig()
     seed: int = 0
 
@@ -70,11 +65,6 @@ class VirtualScreenConfig:
         check(self.cells >= 0, "cells", self.cells, "must not be negative; 0 for all")
         check(self.repeats >= 1, "repeats", self.repeats, "must be at least 1")
         check(len(set(self.candidates)) == len(self.candidates), "candidates", self.candidates, "name each once")
-
-    def answers(self, max_tokens: int) -> AnswerConfig:
-        """How cells are written."""
-        return AnswerConfig(max_tokens=max_tokens, temperature=self.temperature, slots=self.slots, method=self.method,
-                            threshold=self.threshold, once=True, seed=self.seed)
 
 
 def virtual_screen(model: CellModel, cells: Cells, config: VirtualScreenConfig, out: str | Path,
@@ -156,7 +146,7 @@ def _agree(out: Path, config: VirtualScreenConfig, model: CellModel, candidates:
     """`ConfigError` if `out` holds a screen with other settings, other cells or another model's wordings."""
     stated = to_dict(config)
     stated.pop("statistics")  # they can be computed anew from the same scores
-    stated.pop("slots")
+    stated["answers"].pop("slots")
     about = json.loads(json.dumps({
         "settings": stated, "candidates": list(candidates), "task": task, "genes": len(model.tokens.genes),
         "bases": {context: cells.names[rows].tolist() for context, rows in bases.items()},
@@ -206,7 +196,7 @@ def _written(model: CellModel, task: TaskExamples, bases: dict[str, np.ndarray],
         return
     longest = int(model.tokens.lengths(np.arange(len(model.tokens.genes))).max()) * count + 1
     most = data.filled(task.config) or min(longest, model.model.max_length - max(map(len, prompts)))
-    answers = model.answer(prompts, config.answers(most), seeds)
+    answers = model.answer(prompts, dataclasses.replace(config.answers, max_tokens=most), seeds)
     found = score([model.tokens.ranked(ids)[0] for ids in answers]).reshape(-1, config.repeats).mean(1)
     start = 0
     for context, size in zip(contexts, sizes, strict=True):

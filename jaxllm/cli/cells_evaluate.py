@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", type=Path, help="run directory, or its model directory")
     parser.add_argument("--cells", type=Path, help="converted cells; those that it was trained on by default")
     parser.add_argument("--out", type=Path, help="directory for figures and plots; RUN/evaluation by default")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as limit=100 temperature=0.8")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as limit=100 answers.temperature=0.8")
 
 
 def run(args: argparse.Namespace) -> int:

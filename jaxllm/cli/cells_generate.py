@@ -3,38 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from pathlib import Path
 from typing import Any
 
-from jaxllm.config import ConfigError, check, load, nearest
-
-
-@dataclasses.dataclass(frozen=True)
-class CellsGenerateConfig:
-    """Settings of the command, given as `key=value`.
-
-    Attributes:
-      genes: written of each cell.
-      count: cells written for each value.
-      temperature, top_p: of written cells.
-      slots: decoded at a time.
-      method, threshold: decoder of masked diffusion.
-      seed: of the draws.
-    """
-
-    genes: int = 200
-    count: int = 10
-    temperature: float = 1.0
-    top_p: float = 1.0
-    slots: int = 32
-    method: str = "elastic"
-    threshold: float = 0.9
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("genes", "count", "slots"):
-            check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+from jaxllm.config import ConfigError, check, load, nearest, to_dict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,29 +16,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="template of the model whose response is a cell")
     parser.add_argument("--label", action="append", default=[],
                         help="value that the cells are written for; may be given several times")
+    parser.add_argument("--count", type=int, default=10, help="cells written for each label")
+    parser.add_argument("--genes", type=int, default=200, help="genes asked for of each cell")
     parser.add_argument("--out", type=Path, help=".h5ad for the cells (expression by the fitted line), or .jsonl")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as count=100 temperature=0.8")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as temperature=0.8 seed=1")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write cells, show the first of each label."""
-    config = load(CellsGenerateConfig, None, args.overrides)
+    for name in ("count", "genes"):
+        check(getattr(args, name) >= 1, f"--{name}", getattr(args, name), "must be at least 1")
     if args.out is not None and args.out.suffix not in (".h5ad", ".jsonl"):
         raise ConfigError(f"--out {args.out}: name a .h5ad or a .jsonl file")
-    from jaxllm.cells.decoding import AnswerConfig, open_cell_model
+    from jaxllm.cells.decoding import WRITTEN, AnswerConfig, open_cell_model
     from jaxllm.cells.generate import write_cells
 
+    answers = load(AnswerConfig, None, args.overrides, to_dict(WRITTEN))
     model = open_cell_model(args.model)
     templates = [t.template for t in model.data.tasks]
     if args.task not in templates:
         raise ConfigError(f"--task {args.task!r}: the model knows {', '.join(templates)}; "
                           f"{nearest(args.task, templates)}")
     labels = args.label or [""]
-    answers = AnswerConfig(temperature=config.temperature, top_p=config.top_p, slots=config.slots,
-                           method=config.method, threshold=config.threshold, seed=config.seed)
-    wanted = [label for label in labels for _ in range(config.count)]
-    made = write_cells(model, args.task, wanted, config.genes, answers)
-    for i in range(0, len(made.labels), config.count):
+    wanted = [label for label in labels for _ in range(args.count)]
+    made = write_cells(model, args.task, wanted, args.genes, answers)
+    for i in range(0, len(made.labels), args.count):
         head = " ".join(model.tokens.genes[g] for g in made.ranked[i][:12])
         print(f"{made.labels[i] or 'cell'}: {head} ... ({len(made.ranked[i])} genes)")
     print(f"{len(made.labels)} cells; {made.unknown} words that are no gene, {made.repeated} repeated genes")

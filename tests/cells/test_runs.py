@@ -10,7 +10,7 @@ import pytest
 
 from jaxllm.cells import ConvertConfig, convert, embeddings_from_file, open_cells, train_cells
 from jaxllm.cells.annotation import annotate, embed
-from jaxllm.cells.decoding import AnswerConfig, open_cell_model
+from jaxllm.cells.decoding import WRITTEN, AnswerConfig, open_cell_model
 from jaxllm.cells.evaluation import EvaluateConfig, evaluate
 from jaxllm.cells.generate import write_cells
 from jaxllm.cells.policy import CellResponses
@@ -145,7 +145,7 @@ def test_answers_hang_on_their_seed_alone(model):
 
 
 def test_cells_are_written_for_labels(model):
-    made = write_cells(model, "cell_type_generation", [*TYPES] * 4, 12, AnswerConfig(temperature=1.0))
+    made = write_cells(model, "cell_type_generation", [*TYPES] * 4, 12, WRITTEN)
     assert made.expression(model).shape == (12, 26)
     own = {t: set(range(8 * i, 8 * i + 8)) for i, t in enumerate(TYPES)}
     right = [len(own[label] & set(r[:8].tolist())) for label, r in zip(made.labels, made.ranked, strict=True)]
@@ -156,7 +156,8 @@ def test_cells_are_written_for_labels(model):
 
 def test_a_screen_goes_on_where_it_stopped(model, here):
     cells = open_cells(here / "cells")
-    config = VirtualScreenConfig(context_column="batch", cells=4, program=PROGRAM, score="rank", slots=8,
+    config = VirtualScreenConfig(context_column="batch", cells=4, program=PROGRAM, score="rank",
+                                 answers=AnswerConfig(temperature=1.0, slots=8),
                                  statistics=ScreenConfig(positive="one", neutral="two", samples=50, permutations=50))
     table = virtual_screen(model, cells, config, here / "screen", log=lambda text: None)
     assert set(table.candidates) == {"X", "Y", "X+Y"} and table.cells == (4, 4)
@@ -243,7 +244,7 @@ def test_masked_diffusion_answers_too(here):
     train_cells(config_of(here, MASKED), here / "masked", log=lambda text: None)
     model, cells = open_cell_model(here / "masked"), open_cells(here / "cells")
     for method in ("full", "elastic"):
-        config = EvaluateConfig(method=method, baselines=False)
+        config = EvaluateConfig(answers=AnswerConfig(method=method), baselines=False)
         (report,) = evaluate(model, cells, config, log=lambda text: None)["tasks"].values()
         assert report["scores"]["model"]["accuracy"][0] >= 0.9, method
     with pytest.raises(ConfigError, match="masked diffusion learns where to end"):
@@ -259,8 +260,8 @@ def test_commands(run, here, capsys):
     for name in ("evaluation.json", "predictions.jsonl", "rank_line.png", "0_cell_type_prediction_confusion.png",
                  "1_cell_type_generation_map.png", "2_perturbation_response_rmse.png"):
         assert (here / "e" / name).stat().st_size > 0
-    assert main(["cells", "generate", str(run), "--label", "NK", "--out", str(here / "g.h5ad"), "count=2",
-                 "genes=12"]) == 0
+    assert main(["cells", "generate", str(run), "--label", "NK", "--out", str(here / "g.h5ad"), "--count",
+                 "2", "--genes", "12"]) == 0
     made = anndata.read_h5ad(here / "g.h5ad")
     assert made.shape == (2, 26) and set(made.obs["label"]) == {"NK"}
     assert main(["cells", "screen", str(run), "--cells", cells, "--out", str(here / "s"), "context_column=batch",
@@ -271,6 +272,8 @@ def test_commands(run, here, capsys):
                  str(here / "e.npz")]) == 0
     assert (here / "l.csv").read_text().startswith("cell,label\ncell0,") and "wrote" in capsys.readouterr().out
     assert embeddings_from_file(here / "e.npz").of(["cell7"]).shape == (1, 32)
+    assert main(["cells", "scfid", str(here / "e.npz"), str(here / "e.npz")]) == 0
+    assert "scFID 0.0000 in 32 dimensions: 120 real" in capsys.readouterr().out.replace("-0.0000", "0.0000")
     assert main(["cells", "evaluate", str(here)]) == 2
     assert "holds no cells.json" in capsys.readouterr().err
     assert main(["cells", "generate", str(run), "--task", "generation"]) == 2

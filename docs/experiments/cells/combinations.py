@@ -36,7 +36,7 @@ def measure(overrides: list[str], seed: int) -> dict[str, float]:
     config, _ = open_config(CONFIG, [f"seed={seed}", f"cells.path={cells}", f"cells.split.held_out=[{', '.join(held)}]",
                                      *overrides])
     train_cells(config, run, log=lambda text: None)
-    report = evaluate(open_cell_model(run), open_cells(cells), EvaluateConfig(seed=seed, slots=64))
+    report = evaluate(open_cell_model(run), open_cells(cells), EvaluateConfig(seed=seed))
     (task,) = report["tasks"].values()
     out: dict[str, float] = {}
     for kind in ("all", "additive", *sorted(set(simulated.interactions.values()))):

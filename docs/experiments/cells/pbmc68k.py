@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jaxllm.cells import ConvertConfig, convert, open_cells, train_cells
 from jaxllm.cells.datasets import pbmc68k
-from jaxllm.cells.decoding import open_cell_model
+from jaxllm.cells.decoding import AnswerConfig, open_cell_model
 from jaxllm.cells.evaluation import EvaluateConfig, evaluate
 from jaxllm.cli.train import open_config
 from jaxllm.studies import run_study
@@ -38,7 +38,7 @@ def measure(config_file: str, seed: int) -> dict[str, float]:
     model = open_cell_model(run)
     begun = time.perf_counter()
     # Masked diffusion has no rule that a gene is named once, so that the causal model goes without it too.
-    report = evaluate(model, open_cells(CELLS), EvaluateConfig(seed=seed, slots=64, once=False))
+    report = evaluate(model, open_cells(CELLS), EvaluateConfig(seed=seed, answers=AnswerConfig(temperature=1.0)))
     out = {"train_s": round(trained, 1), "evaluate_s": round(time.perf_counter() - begun, 1)}
     for task in report["tasks"].values():
         if task["kind"] == "label":
@@ -54,7 +54,7 @@ def measure(config_file: str, seed: int) -> dict[str, float]:
                 out |= {f"{who}/{name}/{label}": round(values[name], 4) for label, values in found["by_label"].items()
                         for name in ("scfid", "knn_5")}
     if model.model.causal and len(report["tasks"]) > 1:
-        again = evaluate(model, open_cells(CELLS), EvaluateConfig(seed=seed, slots=64, baselines=False))
+        again = evaluate(model, open_cells(CELLS), EvaluateConfig(seed=seed, baselines=False))
         found = list(again["tasks"].values())[-1]["sets"]["model"]
         out |= {f"model, genes once/{name}": round(value, 4) for name, value in found.items()
                 if isinstance(value, float)}

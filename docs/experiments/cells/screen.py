@@ -42,7 +42,7 @@ def measure(effect: float, seed: int) -> dict[str, float]:
     train_cells(config, run, log=lambda text: None)
     statistics = ScreenConfig(permutations=10_000, seed=seed)
     table = virtual_screen(open_cell_model(run), open_cells(cells), VirtualScreenConfig(
-        cells=40, repeats=2, program=MHC_I, slots=64, statistics=statistics, seed=seed), out)
+        cells=40, repeats=2, program=MHC_I, statistics=statistics, seed=seed), out)
     perfect = screen(*planted.scores(), planted.candidates, statistics)
     found = {}
     for who, t in (("model", table), ("truth", perfect)):
