@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.cells.baselines import LabelledCells, label_baselines, score_baselines
+from jaxllm.cells.baselines import LABEL_BASELINES, LabelledCells, label_baselines, score_baselines
 from jaxllm.cells.classification import Classification, classification
 from jaxllm.cells.decoding import CellModel
 from jaxllm.cells.evaluation_cells import EvaluateConfig, Setting, answers, examples, generated, perturbed
@@ -104,10 +104,11 @@ def _labels(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dict[
         names = model.labels[column] if pair is None else map(pair.spoken, model.labels[column])
         known = [model.text(model.tokens.words(f" {name}")) for name in names]
     found = {"model": classification(truth, said, known, seed=setting.config.seed)}
-    # A group or a pair is no single cell for a classifier to see.
-    if setting.config.baselines and len(setting.train) and column is not None and task.template.draws == "cell":
+    if setting.config.baselines and len(setting.train) and column is not None:
         train, test = (labelled(setting.cells, part, column) for part in (setting.train, rows))
-        plain = label_baselines(train, test, seed=setting.config.seed)
+        # A group or a pair is no single cell for a classifier to see.
+        names = LABEL_BASELINES if task.template.draws == "cell" else ("majority",)
+        plain = label_baselines(train, test, seed=setting.config.seed, names=names)
         found |= score_baselines(test.labels, plain, model.labels[column], seed=setting.config.seed)
     report = {"kind": "label", "cells": len(rows), "invalid": found["model"].invalid,
               "scores": {name: _scores(c) for name, c in found.items()},
