@@ -103,5 +103,7 @@ while [ "${#left[@]}" -gt 0 ]; do
   sleep 0.2 || true  # a signal may end it early
 done
 tell KILL  # whatever they left behind would keep the pipes open
+# One that was told to end before it had opened its pipe leaves a reader that still waits for someone to.
+for ((i = 0; i < count; i++)); do : <>"$scratch/$i"; done
 for pid in "${readers[@]}"; do wait "$pid" || true; done
 exit "$code"

@@ -45,6 +45,7 @@ def test_map_of_few_cells(cells):
     assert "too few cells" in plots.cell_map(cells[0][:6], cells[0][6:9])[2]
 
 
+@pytest.mark.slow
 def test_umap_of_real_and_generated(tmp_path, cells, monkeypatch):
     x, labels = cells
     made = x + 0.05
