@@ -8,13 +8,12 @@ from typing import Literal
 
 from tokenizers import Tokenizer
 
-from jaxllm.cells.examples import CellTaskConfig, bounds
+from jaxllm.cells.examples import CellTaskConfig, bounds, column_of
 from jaxllm.cells.shards import Cells, open_cells
 from jaxllm.cells.split import SplitConfig
 from jaxllm.cells.templates import Template, load_templates
 from jaxllm.cells.vocabulary import build_gene_tokenizer
 from jaxllm.config import ConfigError, check, nearest
-from jaxllm.data.tasks import TaskConfig
 from jaxllm.diffusion import MaskedDiffusionConfig
 from jaxllm.files import read_jsonl
 from jaxllm.training import BatchShape, RunConfig
@@ -132,11 +131,6 @@ class CellsConfig(RunConfig):
         return [BatchShape(("cells.batch_size", "cells.length"), self.cells.batch_size, self.cells.length,
                            self.accumulate)]
 
-    @property
-    def tokenizer_sources(self) -> list[tuple[str, str | None, TaskConfig]]:
-        """Cells are no task."""
-        return []
-
     def build_tokenizer(self) -> Tokenizer:
         """One token a gene, and the words of all templates, labels and texts."""
         cells = self.cells.open()
@@ -158,12 +152,12 @@ def _texts(config: CellsDataConfig, cells: Cells) -> Iterator[str]:
                 yield from dict.fromkeys(cells.texts(column).tolist())
         if task.pair is not None:
             yield from map(task.pair.spoken, dict.fromkeys(cells.texts(task.pair.column).tolist()))
-        if task.texts is not None and task.texts.startswith("column:"):
-            yield from dict.fromkeys(cells.texts(task.texts.removeprefix("column:")).tolist())
+        if task.texts is not None and (column := column_of(task.texts)) is not None:
+            yield from dict.fromkeys(cells.texts(column).tolist())
         elif task.texts is not None:
             yield from (str(line.get("text")) for line in read_jsonl(task.texts))
-    if config.organism.startswith("column:"):
-        yield from dict.fromkeys(cells.texts(config.organism.removeprefix("column:")).tolist())
+    if (column := column_of(config.organism)) is not None:
+        yield from dict.fromkeys(cells.texts(column).tolist())
     else:
         yield config.organism
     if count > 1:

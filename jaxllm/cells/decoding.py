@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,11 @@ class AnswerConfig:
         for name in ("max_tokens", "slots"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
 
-    def decoder(self, max_tokens: int | None = None) -> DecodeConfig:
+    def decoder(self) -> DecodeConfig:
         """Settings of masked diffusion; blocks are as long as divides the length, at most 32."""
-        length = max_tokens or self.max_tokens
-        return DecodeConfig(method=self.method, gen_length=length,  # type: ignore[arg-type]
-                            block_length=math.gcd(length, 32), threshold=self.threshold, temperature=self.temperature)
+        return DecodeConfig(method=self.method, gen_length=self.max_tokens,  # type: ignore[arg-type]
+                            block_length=math.gcd(self.max_tokens, 32), threshold=self.threshold,
+                            temperature=self.temperature)
 
 
 WRITTEN = AnswerConfig(temperature=1.0, once=True)
@@ -120,16 +120,16 @@ class CellModel:
     def _diffusion(self, prompts: Sequence[Sequence[int]], config: AnswerConfig, seeds: list[int]) -> list[list[int]]:
         settings = config.decoder()
         out: list[list[int]] = []
-        for part in _parts(len(prompts), config.slots):
-            chosen = [prompts[i] for i in part]
-            chosen += [chosen[-1]] * (config.slots - len(chosen))  # one shape for all
-            keys = jax.vmap(jax.random.key)(jnp.array([seeds[min(i, part[-1])] for i in
-                                                       range(part[0], part[0] + config.slots)], jnp.uint32))
-            padded, lengths = pad_prompts(chosen, bucket=BUCKET, limit=self.model.max_length - config.max_tokens)
+        for start in range(0, len(prompts), config.slots):
+            count = min(config.slots, len(prompts) - start)
+            chosen = [start + min(i, count - 1) for i in range(config.slots)]  # one shape for all
+            keys = jax.vmap(jax.random.key)(jnp.array([seeds[i] for i in chosen], jnp.uint32))
+            padded, lengths = pad_prompts([prompts[i] for i in chosen], bucket=BUCKET,
+                                          limit=self.model.max_length - config.max_tokens)
             result = decode(self.params, jnp.asarray(padded), jnp.asarray(lengths), keys, model=self.model,
                             config=settings)
             tokens, ends = np.asarray(result.tokens), np.asarray(result.answer_lengths)
-            out += [[t for t in tokens[i, :ends[i]].tolist() if t != self.eos_id] for i in range(len(part))]
+            out += [[t for t in tokens[i, :ends[i]].tolist() if t != self.eos_id] for i in range(count)]
         return out
 
     def read_back(self, ranked: Sequence[np.ndarray], genes: int | None = None) -> np.ndarray:
@@ -175,7 +175,3 @@ def _model_directory(directory: str | Path) -> Path:
     if found is None:
         raise ConfigError(f"{path}: holds no {ABOUT}; give the directory of a run on cell sentences, or its `model`")
     return found
-
-
-def _parts(count: int, size: int) -> Iterator[range]:
-    return (range(start, min(start + size, count)) for start in range(0, count, size))

@@ -42,8 +42,9 @@ def evaluate(model: CellModel, cells: Cells, config: EvaluateConfig = DEFAULTS,
     """
     check(cells.genes == model.tokens.genes, "cells", str(cells.directory), "its genes are not the model's; convert "
           f"with genes.vocabulary={model.data.path} genes.unknown=drop")
-    parts = split_cells(cells, model.data.split)
-    if config.part == "all":
+    if config.part == "test":
+        parts = split_cells(cells, model.data.split)
+    else:
         parts = {"train": np.zeros(0, np.int64), "validation": np.zeros(0, np.int64), "test": np.arange(len(cells))}
     check(config.part == "all" or cells.manifest["made_from"] == model.made_from, "cells", str(cells.directory),
           "are not the ones that the model was trained on, so which of them it knows cannot be told; set part=all if "

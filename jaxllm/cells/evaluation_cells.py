@@ -13,6 +13,7 @@ from jaxllm.cells.baselines import copied_cells, marginal_cells, perturbation_ba
 from jaxllm.cells.decoding import WRITTEN, AnswerConfig, CellModel
 from jaxllm.cells.embedder import CellEmbedder, EmbedderConfig, train_embedder
 from jaxllm.cells.examples import Example, PairConfig, TaskExamples, bounds
+from jaxllm.cells.expression import sample
 from jaxllm.cells.feed import open_task
 from jaxllm.cells.frechet import scfid, scfid_by_class
 from jaxllm.cells.matrices import Components, components
@@ -87,14 +88,7 @@ class Setting:
 
     def rows(self, task: TaskExamples) -> np.ndarray:
         """The task's test cells, no more than the limit."""
-        return drawn(task.rows, self.config.limit, self.config.seed)
-
-
-def drawn(rows: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """At most `count` of the rows, ascending; all for 0."""
-    if not count or count >= len(rows):
-        return rows
-    return np.sort(np.random.default_rng(seed).choice(rows, count, replace=False))
+        return task.rows[sample(len(task.rows), self.config.limit or None, self.config.seed)]
 
 
 def examples(setting: Setting, task: TaskExamples, rows: np.ndarray) -> list[Example]:
@@ -133,7 +127,8 @@ def generated(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dic
     parsed = [model.tokens.ranked(ids) for ids in said]
     column = next((model.data.columns[f] for f in sorted(task.template.fields) if f in model.data.columns), None)
     labels = np.full(len(cells), "cell") if column is None else cells.texts(column)
-    wanted, train = labels[rows], drawn(setting.train, config.reference, config.seed)
+    wanted = labels[rows]
+    train = setting.train[sample(len(setting.train), config.reference or None, config.seed)]
     train = train[np.isin(labels[train], wanted)] if column is not None else train
     sets = {"model": [ranked for ranked, _ in parsed]}
     real_ranked = [cells.ranked(int(r))[:count] for r in rows]

@@ -93,6 +93,11 @@ class CellTaskConfig:
               "texts are given by the value of tasks.group; set it")
 
 
+def column_of(setting: str) -> str | None:
+    """The obs column that a setting names as `column:NAME`; None where it says something else."""
+    return setting.removeprefix("column:") if setting.startswith("column:") else None
+
+
 def bounds(count: Count) -> tuple[int, int]:
     """(least, most) of a count."""
     return count if isinstance(count, tuple) else (count, count)
@@ -141,17 +146,17 @@ class TaskExamples:
         check_fields(template, {*columns, *extra}, source)
         self._columns = {name: cells.texts(column) for name, column in columns.items()
                          if name in template.fields}
-        fixed = not organism.startswith("column:")
-        self._organism = organism if fixed else cells.texts(organism.removeprefix("column:"))
+        column = column_of(organism)
+        self._organism = organism if column is None else cells.texts(column)
         self.rows, self.missing = self._complete(self.rows)
         check(len(self.rows) > 0, source, 0, "no cells are left to draw from; look at cells.split and at missing "
               "labels")
         getattr(self, f"_open_{template.draws}")(source)
         self._texts = None
-        if config.texts is not None and config.texts.startswith("column:"):
-            self._texts = self._column_texts(config.texts.removeprefix("column:"), source)
-        elif config.texts is not None:
-            self._texts = _read_texts(config.texts, self._groups)
+        if config.texts is not None:
+            column = column_of(config.texts)
+            self._texts = _read_texts(config.texts, self._groups) if column is None else \
+                self._column_texts(column, source)
         check(self._texts is not None or "text" not in template.fields, f"{source}.texts", None,
               f"template {template.name!r} names {{text}}; give a JSONL of key and text")
 

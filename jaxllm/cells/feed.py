@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,16 +13,16 @@ from jax.sharding import Mesh, NamedSharding
 from tokenizers import Tokenizer
 
 from jaxllm.cells.config import CellsConfig, CellsDataConfig
-from jaxllm.cells.examples import Example, TaskExamples
-from jaxllm.cells.shards import Cells
+from jaxllm.cells.examples import Example, TaskExamples, column_of
+from jaxllm.cells.shards import Cells, sha256
 from jaxllm.cells.split import Part, split_cells
-from jaxllm.cells.templates import templates_text
+from jaxllm.cells.templates import templates_file
 from jaxllm.cells.vocabulary import GeneTokens
 from jaxllm.config import check, to_dict
 from jaxllm.data.batch import Batch
 from jaxllm.data.loader import made_ahead
 from jaxllm.data.mixture import pick, whole_shares
-from jaxllm.data.pack import Row, sft_row
+from jaxllm.data.pack import PackedRows, Row, sft_row
 from jaxllm.diffusion import diffusion_objective
 from jaxllm.parallel import batch_rows, shard_batch
 from jaxllm.training import Fed, Measured, Objective, TrainState, causal_objective
@@ -89,17 +88,11 @@ class CellRows:
 
 def packed(examples: list[Example], length: int, eos_id: int, whole: bool) -> Row:
     """A row of several examples, each its own segment that ends in EOS; `whole` learns the prompts too."""
-    row = {"tokens": np.full(length, eos_id, np.int32), "positions": np.zeros(length, np.int32),
-           "segment_ids": np.zeros(length, np.int32), "loss_weights": np.zeros(length, np.float32)}
-    at = 0
-    for segment, (prompt, response) in enumerate(examples, 1):
-        ids = [*prompt, *response, eos_id]
-        where = slice(at, at + len(ids))
-        row["tokens"][where], row["positions"][where] = ids, np.arange(len(ids))
-        row["segment_ids"][where] = segment
-        row["loss_weights"][at if whole else at + len(prompt):where.stop] = 1.0
-        at = where.stop
-    return row
+    ids = [[*prompt, *response, eos_id] for prompt, response in examples]
+    learned = [[float(whole)] * len(prompt) + [1.0] * (len(response) + 1) for prompt, response in examples]
+    lengths = np.array([len(tokens) for tokens in ids])
+    return PackedRows(lengths, lambda i, start, stop: (ids[i][start:stop], learned[i][start:stop]), length=length,
+                      pad_id=eos_id)[0]
 
 
 def open_task(config: CellsDataConfig, cells: Cells, tokens: GeneTokens, number: int, rows: np.ndarray, *, seed: int,
@@ -111,10 +104,6 @@ def open_task(config: CellsDataConfig, cells: Cells, tokens: GeneTokens, number:
         task = dataclasses.replace(task, dropout=0.0, redraw_ties=False)
     return TaskExamples(cells, tokens, config.template(task), task, rows, columns=config.columns,
                         organism=config.organism, seed=mine, source=f"cells.tasks.{number}")
-
-
-def _sum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class CellsFeed:
@@ -129,7 +118,9 @@ class CellsFeed:
         self._config, cells = config, data.open()
         tokens = GeneTokens(tokenizer, cells.genes)
         self._rows = CellRows(data, cells, tokens, "train", eos_id=model.eos_id, seed=config.seed)
-        self._sha256 = [shard["sha256"] for shard in cells.manifest["shards"]]
+        files = [task.texts for task in data.tasks if task.texts is not None and column_of(task.texts) is None]
+        self._sums = {"templates": sha256(templates_file(data.templates)), "texts": [sha256(file) for file in files],
+                      "sha256": [shard["sha256"] for shard in cells.manifest["shards"]]}
         self._validate = None
         if config.validation_batches and objective.validate is not None:
             check(config.keep_best == 0 or data.split.validation > 0, "keep_best", config.keep_best,
@@ -165,10 +156,7 @@ class CellsFeed:
     def about(self) -> dict[str, Any]:
         """Seed, settings, and sums of shards, wordings and texts."""
         data = {k: v for k, v in to_dict(self._config.cells).items() if k not in _RUN_ONLY}
-        files = [task.texts for task in self._config.cells.tasks if task.texts and not task.texts.startswith("column:")]
-        data |= {"templates": _sum(templates_text(self._config.cells.templates)),
-                 "texts": [_sum(Path(file).read_text(encoding="utf-8")) for file in files]}
-        return {"seed": self._config.seed, "cells": {**data, "sha256": self._sha256}}
+        return {"seed": self._config.seed, "cells": {**data, **self._sums}}
 
     def files(self) -> Mapping[str, bytes]:
         """None."""

@@ -9,6 +9,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from jaxllm.cells.decoding import AnswerConfig, CellModel
+from jaxllm.cells.examples import column_of
 from jaxllm.cells.templates import Part
 from jaxllm.config import ConfigError, check, nearest
 
@@ -62,15 +63,14 @@ def write_cells(model: CellModel, task: str, labels: Sequence[str], genes: int, 
             check(not learned or label in learned, "label", label, f"no training cell had it; "
                   f"{nearest(label, learned)}")
     organism = model.data.organism
-    if organism.startswith("column:"):
+    if column_of(organism) is not None:
         raise ConfigError(f"task {task!r}: the organism is an obs column; use the library and fill the prompt yourself")
 
     def prompt(label: str) -> list[int]:
         words = {"num_genes": str(genes), "organism": organism, **dict.fromkeys(map(str, fields), label)}
         return model.tokens.words("".join(_text(part, words) for part in template.prompts[0]))
 
-    length = int(model.tokens.lengths(np.arange(len(model.tokens.genes))).max()) * genes + 1
-    room = model.data.filled(asked) or min(length, model.data.length)
+    room = model.data.filled(asked) or min(model.tokens.longest(genes), model.data.length)
     found = model.answer([prompt(label) for label in labels], dataclasses.replace(answers, max_tokens=room))
     parsed = [model.tokens.ranked(ids) for ids in found]
     return WrittenCells(tuple(labels), tuple(r[:genes] for r, _ in parsed), sum(p.unknown for _, p in parsed),

@@ -18,13 +18,14 @@ import numpy as np
 
 from jaxllm.cells.decoding import WRITTEN, AnswerConfig, CellModel
 from jaxllm.cells.examples import CONTROL, PERTURBED, Drawn, TaskExamples, bounds
+from jaxllm.cells.expression import sample
 from jaxllm.cells.feed import open_task
 from jaxllm.cells.plots import plot_volcano
 from jaxllm.cells.programs import MHC_I, fit_program, rank_score
 from jaxllm.cells.screen import ScreenConfig, ScreenTable, screen
 from jaxllm.cells.shards import Cells
 from jaxllm.config import ConfigError, check, nearest, to_dict
-from jaxllm.files import read_json, read_jsonl, write_json, write_text
+from jaxllm.files import read_json, read_jsonl, write_json, write_jsonl
 
 SCORES, SETTINGS, TABLE, VOLCANO = "scores.jsonl", "screen.json", "table.jsonl", "volcano.png"
 
@@ -93,9 +94,9 @@ def virtual_screen(model: CellModel, cells: Cells, config: VirtualScreenConfig, 
              for context in (config.statistics.positive, config.statistics.neutral)}
     _agree(out, config, model, candidates, bases, number, cells)
     score = _scorer(model, cells, bases, task, config)
-    done = {(r["candidate"], r["context"]): r["scores"] for r in read_jsonl(out / SCORES)} \
-        if (out / SCORES).exists() else {}
-    _rewrite(out / SCORES, done)  # a kill may have left half a line
+    records = read_jsonl(out / SCORES) if (out / SCORES).exists() else []
+    write_jsonl(out / SCORES, records)  # a kill may have left half a line
+    done = {(r["candidate"], r["context"]): r["scores"] for r in records}
     if done:
         log(f"goes on behind {len(done) // 2} of {len(candidates)} candidates")
     wanted = [*([pair.control] if config.control == "predicted" else []), *candidates]
@@ -120,8 +121,7 @@ def virtual_screen(model: CellModel, cells: Cells, config: VirtualScreenConfig, 
 def _task(model: CellModel, cells: Cells) -> tuple[TaskExamples, int]:
     """The model's first task that writes perturbed cells, over all cells."""
     for number, task in enumerate(model.data.tasks):
-        template = model.data.template(task)
-        if template.draws == "pair" and "perturbed" in [p.field for p in template.response]:
+        if model.data.template(task).answers == "perturbed":
             return open_task(model.data, cells, model.tokens, number, np.arange(len(cells)), seed=model.seed,
                              part="test"), number
     raise ConfigError("model: was trained on no task that writes perturbed cells; a screen needs one, such as "
@@ -136,9 +136,7 @@ def _bases(conditions: np.ndarray, contexts: np.ndarray, control: str, context: 
     check(context in values, "statistics.positive or neutral", context, f"no cell has it in "
           f"{config.context_column!r}; {nearest(context, values)}")
     check(len(rows) >= 3, "context_column", context, f"has {len(rows)} control cells; a screen needs 3")
-    if not config.cells or config.cells >= len(rows):
-        return rows
-    return np.sort(np.random.default_rng(config.seed).choice(rows, config.cells, replace=False))
+    return rows[sample(len(rows), config.cells or None, config.seed)]
 
 
 def _agree(out: Path, config: VirtualScreenConfig, model: CellModel, candidates: Sequence[str],
@@ -183,19 +181,17 @@ def _written(model: CellModel, task: TaskExamples, bases: dict[str, np.ndarray],
     """Scores of every base cell as written for a candidate, by context."""
     data = model.data
     count = bounds(task.config.genes)[1]
-    number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "little")
     prompts, seeds, sizes = [], [], []
     for context in contexts:
         for row in bases[context].tolist():
             prompts += [_prompt(task, row, name, count, data.limits(task.config))] * config.repeats
-            place = int.from_bytes(hashlib.blake2b(str(cells.names[row]).encode(), digest_size=6).digest(), "little")
-            drawn = np.random.SeedSequence([config.seed, number, place]).generate_state(config.repeats)
+            entropy = [config.seed, _number(name), _number(str(cells.names[row]))]
+            drawn = np.random.SeedSequence(entropy).generate_state(config.repeats)
             seeds += [int(s) for s in drawn]
         sizes.append(len(bases[context]))
     if not prompts:
         return
-    longest = int(model.tokens.lengths(np.arange(len(model.tokens.genes))).max()) * count + 1
-    most = data.filled(task.config) or min(longest, model.model.max_length - max(map(len, prompts)))
+    most = data.filled(task.config) or min(model.tokens.longest(count), model.model.max_length - max(map(len, prompts)))
     answers = model.answer(prompts, dataclasses.replace(config.answers, max_tokens=most), seeds)
     found = score([model.tokens.ranked(ids)[0] for ids in answers]).reshape(-1, config.repeats).mean(1)
     start = 0
@@ -211,6 +207,6 @@ def _prompt(task: TaskExamples, row: int, name: str, count: int, limits: tuple[i
     return task.write(both, task.template.prompts[0], *limits).prompt
 
 
-def _rewrite(path: Path, done: dict[tuple[str, str], Any]) -> None:
-    write_text(path, "".join(json.dumps({"candidate": n, "context": c, "scores": s}) + "\n"
-                             for (n, c), s in done.items()))
+def _number(name: str) -> int:
+    """A name as a seed."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "little")

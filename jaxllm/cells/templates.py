@@ -66,15 +66,15 @@ def load_templates(path: str | Path | None = None) -> dict[str, Template]:
     Raises:
       ConfigError: not such a file, a task without wordings, or a placeholder that is no name in braces.
     """
-    file = PACKAGED if path is None else Path(path)
+    file = templates_file(path)
     if not file.is_file():
         raise ConfigError(f"cells.templates={str(file)!r}: no such file")
     return _load(str(file), file.read_text(encoding="utf-8"))
 
 
-def templates_text(path: str | Path | None = None) -> str:
+def templates_file(path: str | Path | None = None) -> Path:
     """The YAML that `load_templates` reads."""
-    return (PACKAGED if path is None else Path(path)).read_text(encoding="utf-8")
+    return PACKAGED if path is None else Path(path)
 
 
 @functools.lru_cache(maxsize=8)

@@ -10,7 +10,7 @@ from jaxllm.cells.config import CellsConfig
 from jaxllm.cells.feed import CellsFeed, cells_objective
 from jaxllm.cells.shards import Cells
 from jaxllm.cells.split import split_cells
-from jaxllm.cells.templates import templates_text
+from jaxllm.cells.templates import templates_file
 from jaxllm.config import to_dict
 from jaxllm.files import write_json, write_text
 from jaxllm.training import TrainState, train
@@ -30,7 +30,8 @@ def train_cells(config: CellsConfig, run_dir: str | Path, *, resume: bool = Fals
                   on_step=on_step)
     if config.export and distributed.is_primary():
         cells = config.cells.open()
-        write_text(Path(run_dir) / "model" / TEMPLATES, templates_text(config.cells.templates))
+        wordings = templates_file(config.cells.templates).read_text(encoding="utf-8")
+        write_text(Path(run_dir) / "model" / TEMPLATES, wordings)
         write_json(Path(run_dir) / "model" / ABOUT, {
             "cells": to_dict(config.cells), "seed": config.seed, "genes": list(cells.genes),
             "line": cells.manifest["line"], "labels": _labels(config, cells), "made_from": cells.manifest["made_from"]})

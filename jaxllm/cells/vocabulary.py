@@ -86,6 +86,10 @@ class GeneTokens:
         """Tokens of each gene, int64 `[n]`, of gene indices `[n]`."""
         return self._lengths[ranked]
 
+    def longest(self, genes: int) -> int:
+        """Most tokens that a sentence of so many genes and its end can have."""
+        return int(self._lengths.max()) * genes + 1
+
     def sentence(self, ranked: np.ndarray, spaced: bool = True) -> list[int]:
         """Ids of genes `[n]` in order; `spaced` where text stands before them."""
         if self._table is not None:
