@@ -41,7 +41,7 @@ from jaxllm.cells.plan import (
     prepare_sources,
     values_of,
 )
-from jaxllm.cells.sentences import Ranked, hashes, rank, rank_reference
+from jaxllm.cells.sentences import Ranked, hashes, rank, rank_reference, tie_names
 from jaxllm.cells.shards import FORMAT, MANIFEST, UNFINISHED, broken, sha256
 from jaxllm.config import ConfigError, to_dict
 from jaxllm.files import aside, read_json, write_json
@@ -270,7 +270,8 @@ def _rank(plan: Plan, number: int, values: Any, names: list[str], row: int,
     if state is not None:
         ranked = rank_reference(merged, state)
     else:
-        ranked = rank(merged, hashes(_unique(plan, number, names, row), plan.config.seed), _gene_hashes(plan.genes))
+        shown = tie_names(_unique(plan, number, names, row), plan.config.tie_break)
+        ranked = rank(merged, hashes(shown, plan.config.seed), _gene_hashes(plan.genes))
     return Ranked(ranked.ends, ranked.genes, normalize_values(ranked.values, ranked.lengths, totals, plan.target))
 
 

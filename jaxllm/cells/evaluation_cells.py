@@ -132,16 +132,16 @@ def generated(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dic
     train = train[np.isin(labels[train], wanted)] if column is not None else train
     sets = {"model": [ranked for ranked, _ in parsed]}
     real_ranked = [cells.ranked(int(r))[:count] for r in rows]
+    seen = model.read_back([cells.ranked(int(r)) for r in train], count)
     if config.baselines:
-        seen = cells.matrix(train)
+        # Drawn from what ranks say, as all is that they are compared with: equal values then lie in the cells' order.
         made = {"marginals of the type": marginal_cells(seen, labels[train], wanted, config.seed),
                 "marginals of all": marginal_cells(seen, None, len(rows), config.seed),
                 "copies of training cells": copied_cells(seen, labels[train], wanted, config.seed)}
         if column is None:
             del made["marginals of the type"]
         sets |= {name: _ranked_again(x, setting) for name, x in made.items()}
-    compared = Comparison.of(model.read_back([cells.ranked(int(r)) for r in train], count),
-                             model.read_back(real_ranked, count), real_ranked, wanted, model.tokens.genes, config)
+    compared = Comparison.of(seen, model.read_back(real_ranked, count), real_ranked, wanted, model.tokens.genes, config)
     report: dict[str, Any] = {
         "kind": "cell", "cells": len(rows), "genes": count,
         "unknown_words": sum(p.unknown for _, p in parsed), "repeated_genes": sum(p.duplicates for _, p in parsed),
@@ -157,7 +157,8 @@ def generated(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dic
 def _ranked_again(expression: np.ndarray, setting: Setting) -> list[np.ndarray]:
     """Gene indices of made-up cells `[N, G]`, most expressed first."""
     names = [f"made {i}" for i in range(len(expression))]
-    found = rank_cells(expression, names, setting.model.tokens.genes, seed=setting.config.seed)
+    ties = setting.cells.manifest["settings"]
+    found = rank_cells(expression, names, setting.model.tokens.genes, tie_break=ties["tie_break"], seed=ties["seed"])
     return [found.genes[a:b] for a, b in zip(found.ends[:-1], found.ends[1:], strict=True)]
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from jaxllm.cells.counts import KINDS, Scale, check_block, detect, linear, recov
 from jaxllm.cells.expression import TARGET, row_totals, sample
 from jaxllm.cells.genes import GeneConfig, make_vocabulary, merge_columns
 from jaxllm.cells.inputs import Source, open_source, reblock, stored_by_column, use_reblocked
-from jaxllm.cells.sentences import REFERENCE_SEED, hashes, skip_reference
+from jaxllm.cells.sentences import REFERENCE_SEED, TieBreak, hashes, skip_reference
 from jaxllm.cells.shards import FORMAT, sha256
 from jaxllm.config import ConfigError, build, check, to_dict
 from jaxllm.files import aside, read_json, write_json
@@ -43,7 +43,8 @@ class ConvertConfig:
       recover_counts: turn log(1 + target c / n) back into counts c before all else.
       genes: how columns get their names.
       target: sum of a cell after scaling, `median` for the median of all cells' totals, `none` for unscaled values.
-      tie_break: order of equal values: `hash` of (seed, cell, gene), or `reference`, as the published package.
+      tie_break: order of equal values: `hash` of (seed, cell, gene); `gene`, a hash of (seed, gene), the same in every
+        cell, which is easier to learn for a model that writes cells; or `reference`, as the published package.
       seed: of the hash and of the sample that the line is fitted on.
       top_k: genes kept of each cell; all where None.
       empty: cells without an expressed gene: left out (`drop`), kept with an empty sentence (`keep`) or an error
@@ -66,7 +67,7 @@ class ConvertConfig:
     recover_counts: bool = False
     genes: GeneConfig = GeneConfig()
     target: float | Literal["median", "none"] = TARGET
-    tie_break: Literal["hash", "reference"] = "hash"
+    tie_break: TieBreak = "hash"
     seed: int = 0
     top_k: int | None = None
     empty: Literal["drop", "keep", "refuse"] = "drop"
@@ -85,7 +86,7 @@ class ConvertConfig:
         check(self.layer is None or not self.raw, "layer", self.layer, "choose it or raw=true, not both")
         check(self.target in ("median", "none") if isinstance(self.target, str) else self.target > 0, "target",
               self.target, "must be above 0, median or none")
-        check(self.tie_break in ("hash", "reference"), "tie_break", self.tie_break, "must be hash or reference")
+        check(self.tie_break in get_args(TieBreak), "tie_break", self.tie_break, "must be hash, gene or reference")
         check(self.empty in ("drop", "keep", "refuse"), "empty", self.empty, "must be drop, keep or refuse")
         check(self.delimiter != "", "delimiter", self.delimiter, "must not be empty")
         check(len(set(self.inputs)) == len(self.inputs), "inputs", self.inputs, "name each file once")

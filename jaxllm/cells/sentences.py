@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from scipy.sparse import csr_matrix
 
-TieBreak = Literal["hash", "reference"]
+TieBreak = Literal["hash", "gene", "reference"]
 REFERENCE_SEED = 42  # the published package's, whatever it is asked for
 SHORT = 1024  # entries of a row whose positions take ten of a key's bits, which leaves 22 of 32 for the tie
 BLOCK_ENTRIES = 1 << 17  # entries sorted at a time: their keys stay in the processor's cache
@@ -165,7 +165,8 @@ def rank_cells(matrix: Any, names: Sequence[str], genes: Sequence[str], *, tie_b
       matrix: [N, G] values, sparse or dense; counts or anything that rises with them.
       names: N cell names.
       genes: G gene names.
-      tie_break: `hash` or `reference`.
+      tie_break: order of equal values: `hash` of (seed, cell, gene); `gene`, a hash of (seed, gene), the same in every
+        cell; `reference`, as the published package.
       seed: of the hash.
       top_k: genes kept of each cell; all for None.
 
@@ -180,9 +181,14 @@ def rank_cells(matrix: Any, names: Sequence[str], genes: Sequence[str], *, tie_b
     check(len(set(genes)) == len(genes), "genes", len(genes), "names repeat; sum their columns first")
     if tie_break == "reference":
         return rank_reference(matrix, np.random.RandomState(REFERENCE_SEED), top_k)
-    if tie_break != "hash":
-        raise ConfigError(f"tie_break={tie_break!r}: must be hash or reference")
-    return rank(matrix, hashes(names, seed), hashes(genes), top_k)
+    if tie_break not in ("hash", "gene"):
+        raise ConfigError(f"tie_break={tie_break!r}: must be hash, gene or reference")
+    return rank(matrix, hashes(tie_names(names, tie_break), seed), hashes(genes), top_k)
+
+
+def tie_names(names: Sequence[str], tie_break: TieBreak) -> Sequence[str]:
+    """What stands for each cell in the hash of its ties: its name, or nothing where all cells share one order."""
+    return [""] * len(names) if tie_break == "gene" else names
 
 
 def _blocks(matrix: csr_matrix) -> Iterator[tuple[int, int, np.ndarray, np.ndarray, np.ndarray]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxllm.models.cache import KVCache
@@ -16,6 +17,7 @@ from jaxllm.models.config import ModelConfig
 from jaxllm.models.layers import Block, dtype_of, rotary_tables
 from jaxllm.models.layers import unembed as head
 from jaxllm.models.masks import near_mask
+from jaxllm.models.paths import apply_path, check_path
 from jaxllm.models.transformer import Output, Transformer
 from jaxllm.parallel import active_mesh, active_spec, axes_of, gather_weights
 
@@ -64,6 +66,7 @@ def apply(
     params: Params, config: ModelConfig, tokens: jax.Array, *, positions: jax.Array | None = None,
     segment_ids: jax.Array | None = None, visible: jax.Array | None = None, cache: KVCache | None = None,
     slots: jax.Array | None = None, head: bool = True, routes: jax.Array | None = None,
+    path: jax.Array | np.ndarray | Sequence[int] | None = None,
 ) -> Output:
     """Forward pass over `[B, T]` token ids.
 
@@ -85,6 +88,9 @@ def apply(
       routes: int `[L, N, k]` for the N = B * T tokens in row-major order, experts that a mixture of experts takes
         in place of the router's choice; a token with a -1 among its k is routed afresh. `Output.aux.ids` of an
         earlier pass over the same tokens replays it.
+      path: int32 `[P]`, layers to run in this order, which may leave some out and repeat others; all of them once by
+        default. Cache (`empty_cache(..., layers=P)`), routes and `Output.aux` then have P layers: each execution has
+        keys of its own. Its gradient to the parameters is as large as they are for each of the P.
 
     Returns:
       `Output` with raw logits: row i of a `shift_logits` model predicts token i + 1.
@@ -114,9 +120,17 @@ def apply(
     if routes is not None:
         if not config.num_experts:
             raise ValueError("routes: a dense model has no experts to force; leave it out")
-        routes = routes.reshape(config.num_layers, *tokens.shape, config.experts_per_token)
+        routes = routes.reshape(-1, *tokens.shape, config.experts_per_token)
+    near = near_mask(config, mask, positions, key_positions)
+    if path is not None:
+        path = path if isinstance(path, jax.core.Tracer) else jnp.array(check_path(config, path), jnp.int32)
+        x, caches, stats = apply_path(params, config, path, embed(params, config, tokens), cache, routes,
+                                      tables(config, positions), mask, near, slots, valid, segments)
+        hidden: Any = Transformer(config).apply({"params": params}, x, method="normalize")
+        cache = None if cache is None else KVCache(*caches, positions=key_positions)
+        return Output(unembed(params, config, hidden) if head else None, hidden, cache, stats)
     return Transformer(config).apply({"params": params}, tokens, positions, mask, cache, slots, head, valid,
-                                     routes, segments, near_mask(config, mask, positions, key_positions))  # type: ignore
+                                     routes, segments, near)  # type: ignore
 
 
 def embed(params: Params, config: ModelConfig, tokens: jax.Array) -> jax.Array:

@@ -24,9 +24,9 @@ class KVCache:
     positions: jax.Array
 
 
-def empty_cache(config: ModelConfig, batch: int, size: int) -> KVCache:
-    """An empty cache of `size` slots a row."""
-    shape = (config.num_layers, batch, config.num_kv_heads, size, config.head_dim)
+def empty_cache(config: ModelConfig, batch: int, size: int, *, layers: int | None = None) -> KVCache:
+    """An empty cache of `size` slots a row, for `layers` executions of a layer where a path is followed."""
+    shape = (layers or config.num_layers, batch, config.num_kv_heads, size, config.head_dim)
     zeros = jnp.zeros(shape, dtype_of(config.activation_dtype))
     return KVCache(k=zeros, v=zeros, positions=jnp.full((batch, size), -1, jnp.int32))
 

@@ -36,7 +36,7 @@ class Output:
     aux: RouterStats | None = None
 
 
-class _ScanBlock(Block):
+class ScanBlock(Block):
     """`Block` as the body of a scan over layers, with the layer's cache as scanned input and output."""
 
     def __call__(self, x, layer_cache, forced, windowed, tables, mask, near, slots, valid, segments):
@@ -57,10 +57,10 @@ class _ScanBlock(Block):
 
 def _remat(config: ModelConfig):
     if config.remat == "none":
-        return _ScanBlock
+        return ScanBlock
     # Without the batched products of attention, whose [T, S] would outgrow everything else.
     policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
-    return nn.remat(_ScanBlock, prevent_cse=False, policy=policy)
+    return nn.remat(ScanBlock, prevent_cse=False, policy=policy)
 
 
 class Transformer(nn.Module):

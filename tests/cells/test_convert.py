@@ -105,7 +105,7 @@ def test_obs_columns_are_kept_as_text_and_numbers(place, tmp_path):
 
 
 @pytest.mark.parametrize("more", [{"shard_cells": 5, "block_cells": 2}, {"shard_cells": 1000, "block_cells": 1000}])
-@pytest.mark.parametrize("tie_break", ["hash", "reference"])
+@pytest.mark.parametrize("tie_break", ["hash", "gene", "reference"])
 def test_rows_do_not_depend_on_shards_and_blocks(place, tmp_path, more, tie_break):
     for out, sizes in (("a", {}), ("b", more)):
         convert(config(place, tie_break=tie_break, target="median", **sizes), tmp_path / out)

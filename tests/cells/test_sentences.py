@@ -100,6 +100,25 @@ def test_seed_and_name_choose_the_order_of_ties():
     assert set(first["a"].split()) == set(other["a"].split()) == set(genes)
 
 
+def test_ties_by_gene_lie_in_one_order_in_every_cell():
+    """Any two genes of equal value come in the same order wherever they do, and values still come first."""
+    data = make_cells(40, 30)
+    genes = list(data.var_names)
+    texts = words_of(data.X, list(data.obs_names), genes, tie_break="gene")
+    values = data.X.toarray()
+    first = {}
+    for name, row in zip(data.obs_names, values, strict=True):
+        words = texts[name].split()
+        assert [row[genes.index(w)] for w in words] == sorted(row[row > 0], reverse=True)
+        for i, a in enumerate(words):
+            for b in words[i + 1:]:
+                if row[genes.index(a)] == row[genes.index(b)]:
+                    assert first.setdefault(frozenset((a, b)), a) == a
+    assert len(set(first.values())) > 1
+    other = words_of(data.X, list(data.obs_names), genes, tie_break="gene", seed=1)
+    assert other != texts and words_of(data.X[::-1], list(data.obs_names)[::-1], genes, tie_break="gene") == texts
+
+
 def test_ties_are_shuffled_evenly():
     """Every gene comes first about as often as any other."""
     genes = [f"g{i}" for i in range(8)]

@@ -21,8 +21,8 @@ KINDS = {
 }
 
 
-def random_model(kind):
-    config = ModelConfig(**{**SHAPE, **KINDS[kind]})
+def random_model(kind, **changes):
+    config = ModelConfig(**{**SHAPE, **KINDS[kind], **changes})
     leaves, tree = jax.tree.flatten(models.init(config, jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     return jax.tree.unflatten(tree, [x + 0.2 * jax.random.normal(k, x.shape)

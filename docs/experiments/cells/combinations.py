@@ -31,7 +31,7 @@ def measure(overrides: list[str], seed: int) -> dict[str, float]:
     pairs = sorted({c for _, c in simulated.effects if "+" in c})
     held = sorted(np.random.default_rng(seed).permutation(pairs)[::2].tolist())
     cells, run = WORK / f"cells_{seed}", WORK / f"run_{seed}"
-    convert(ConvertConfig(overwrite=True), cells, data=[to_anndata(simulated.cells)])
+    convert(ConvertConfig(overwrite=True, tie_break="gene"), cells, data=[to_anndata(simulated.cells)])
     shutil.rmtree(run, ignore_errors=True)
     config, _ = open_config(CONFIG, [f"seed={seed}", f"cells.path={cells}", f"cells.split.held_out=[{', '.join(held)}]",
                                      *overrides])

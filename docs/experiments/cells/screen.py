@@ -35,7 +35,7 @@ def measure(effect: float, seed: int) -> dict[str, float]:
                                             effect=effect, seed=seed))
     name = f"{effect}_{seed}"
     cells, run, out = WORK / f"cells_{name}", WORK / f"run_{name}", WORK / f"screen_{name}"
-    convert(ConvertConfig(overwrite=True), cells, data=[to_anndata(planted.cells)])
+    convert(ConvertConfig(overwrite=True, tie_break="gene"), cells, data=[to_anndata(planted.cells)])
     for directory in (run, out):
         shutil.rmtree(directory, ignore_errors=True)
     config, _ = open_config(CONFIG, [f"seed={seed}", f"cells.path={cells}"])
