@@ -58,7 +58,7 @@ def naive(params, config, tokens, path):
     return np.asarray(api.logits(params, config, x))
 
 
-@pytest.mark.parametrize("kind", ["llama", "llada", "qwen3_moe", "llada_moe"])
+@pytest.mark.parametrize("kind", ["llama", "llada_moe"])
 def test_a_path_is_a_loop_over_its_layers(kind):
     params, config = model_of(kind)
     tokens, unstacked = tokens_of(config), unstack(params, config)
@@ -71,7 +71,7 @@ def test_a_path_is_a_loop_over_its_layers(kind):
         assert all(layer is unstacked["layers"][i] for layer, i in zip(same, path, strict=True))
 
 
-@pytest.mark.parametrize("kind", ["llama", "llada", "qwen3_moe"])
+@pytest.mark.parametrize("kind", ["llama", "llada_moe"])
 def test_the_identity_is_the_plain_model_bit_for_bit(kind):
     params, config = model_of(kind)
     tokens = tokens_of(config)
@@ -86,10 +86,12 @@ def test_a_cache_holds_keys_of_each_execution(kind):
     tokens, path = tokens_of(config), (0, 1, 1, 3, 3)
     whole = run(params, config, tokens, jnp.array(path))
     cache = empty_cache(config, 2, 8, layers=len(path))
+    step = jax.jit(lambda tokens, positions, cache: models.apply(
+        params, config, tokens, positions=positions, cache=cache, path=path))
     got = []
     for start, stop in ((0, 5), (5, 6), (6, 7)):
         positions = jnp.broadcast_to(jnp.arange(start, stop), (2, stop - start))
-        out = models.apply(params, config, tokens[:, start:stop], positions=positions, cache=cache, path=path)
+        out = step(tokens[:, start:stop], positions, cache)
         cache = out.cache
         got.append(out.logits)
     np.testing.assert_allclose(jnp.concatenate(got, 1), whole, atol=1e-5, rtol=1e-5)

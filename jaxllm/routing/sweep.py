@@ -1,0 +1,117 @@
+"""One pass over a batch in which every row follows a route of its own: layer by layer, each shared by the rows it has.
+
+A layer is run on the rows that need it, gathered in chunks (`models.rows`), then once more on those that repeat it.
+Weights are never gathered by row, so that a batch reads each layer once. Teacher-forced search, router features and
+routed accuracy all come from here; token after token is `generation`'s.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxllm.models import ModelConfig, api
+from jaxllm.models.layers import attend
+from jaxllm.models.masks import choose_mask, mixed_windows, near_mask
+from jaxllm.models.rows import run_rows
+from jaxllm.routing.router import decide, router_logits, windowed_mean
+
+DECIDE = -1  # a count that is left to the router
+
+
+class Swept(NamedTuple):
+    """What a sweep gives.
+
+    Attributes:
+      x: residual stream `[B, T, D]` after the last layer.
+      counts: int8 `[B, L]`, executions of each layer.
+      features: float32 `[L, B, W, D]` of `windowed_mean`, what each layer's router reads; None unless asked for.
+    """
+
+    x: jax.Array
+    counts: jax.Array
+    features: jax.Array | None
+
+
+@functools.partial(jax.jit, static_argnames=("model", "chunk", "windows", "features"))
+def sweep(params: Any, tokens: jax.Array, lengths: jax.Array, counts: jax.Array, *, model: ModelConfig, chunk: int,
+          routers: Any = None, prompt_lengths: jax.Array | None = None, windows: int = 8, features: bool = False,
+          lean: jax.Array | float = -0.5) -> Swept:
+    """Every row along its own route.
+
+    Args:
+      params: stacked.
+      tokens: int32 `[B, T]`.
+      lengths: int32 `[B]`; what lies behind is padding, which nothing sees.
+      counts: int `[B, L]`, executions of each layer, `DECIDE` where the layer's router chooses.
+      model: description.
+      chunk: rows computed at a time.
+      routers: of `init_routers`; needed where anything is to be decided.
+      prompt_lengths: int32 `[B]`, tokens that routers read; all by default.
+      windows: W of the routers.
+      features: give back what routers read.
+      lean: as in `decide`.
+    """
+    b, t = tokens.shape
+    prompt_lengths = lengths if prompt_lengths is None else prompt_lengths
+    positions = jnp.arange(t, dtype=jnp.int32)[None]
+    valid = positions < lengths[:, None]
+    order = jnp.tril(jnp.ones((1, 1, t, t), bool)) if model.causal else jnp.ones((1, 1, 1, t), bool)
+    near, tables, mixed = near_mask(model, order, positions, positions), api.tables(model, positions), \
+        mixed_windows(model)
+
+    def execute(layer: Any, windowed: jax.Array | None, x: jax.Array, needed: jax.Array) -> jax.Array:
+        def some(x: jax.Array, index: jax.Array) -> jax.Array:
+            seen = valid[index]
+            mask = choose_mask(order, near, windowed)
+            mask = seen[:, None, None] if mask is None else mask & seen[:, None, None]
+            q, k, v = api.project(layer, model, x, tables)
+            return api.finish_routed(layer, model, x, attend(q, k, v, mask, cap=model.attention_cap), seen)[0]
+
+        return run_rows(some, needed, x, chunk)
+
+    def one(x: jax.Array, each: Any) -> tuple[jax.Array, Any]:
+        layer, given, router, windowed = each
+        pooled = taken = None
+        if routers is not None or features:
+            pooled, held = windowed_mean(x, prompt_lengths, windows)
+            if routers is not None:
+                taken = decide(router_logits(router, pooled, held), lean)
+        taken = given if taken is None else jnp.where(given == DECIDE, taken, given)
+        for executed in (0, 1):
+            x = execute(layer, windowed, x, taken > executed)
+        return x, (taken, pooled if features else None)
+
+    x, (taken, pooled) = lax.scan(one, api.embed(params, model, tokens),
+                                  (params["layers"], counts.T.astype(jnp.int8), routers, mixed))
+    return Swept(x, taken.T, pooled)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "span"))
+def answer_chances(params: Any, x: jax.Array, tokens: jax.Array, begins: jax.Array, lengths: jax.Array, *,
+                   model: ModelConfig, span: int) -> tuple[jax.Array, jax.Array]:
+    """Whether each answer is what greedy decoding would say, and its log-probability, from one teacher-forced pass.
+
+    Args:
+      params: of the model, for norm and head.
+      x: residual stream `[B, T, D]` of a causal model.
+      tokens: int32 `[B, T]`, prompt and answer.
+      begins, lengths: int32 `[B]`; a row's answer is `tokens[begins:lengths]`.
+      model: description.
+      span: tokens of the longest answer.
+
+    Returns:
+      bool `[B]` and float32 `[B]`, in nats.
+    """
+    place = begins[:, None] + jnp.arange(span)
+    inside = place < lengths[:, None]
+    place = jnp.minimum(place, tokens.shape[1] - 1)
+    rows = jnp.take_along_axis(x, jnp.maximum(place - 1, 0)[:, :, None], axis=1)
+    logits, wanted = api.logits(params, model, rows), jnp.take_along_axis(tokens, place, axis=1)
+    right = (jnp.argmax(logits, axis=-1) == wanted) | ~inside
+    logp = jnp.take_along_axis(jax.nn.log_softmax(logits), wanted[:, :, None], axis=-1)[:, :, 0]
+    return jnp.all(right, axis=1), jnp.sum(jnp.where(inside, logp, 0.0), axis=1)
