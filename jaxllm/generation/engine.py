@@ -19,10 +19,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxllm.config import ConfigError, check
+from jaxllm.generation.forward import Decider
 from jaxllm.generation.loading import place_weights
 from jaxllm.generation.sampling import Rows, Sampling
 from jaxllm.generation.slots import Arrivals, admit, advance, clear, empty_slots
 from jaxllm.models import ModelConfig, unstack
+from jaxllm.models.paths import DECIDE, check_counts
 from jaxllm.parallel import on_mesh, replicated
 
 
@@ -44,6 +46,8 @@ class EngineConfig:
       stop_ids: tokens that end an answer (they belong to it).
       once: tokens that an answer holds at most once, such as the items of a ranking; the prompt's do not count.
       keep_routes: give back the experts that a mixture took for each token.
+      layer_routes: requests skip and repeat layers, by counts of their own or by those that the engine's decider reads
+        off the prompt; needs twice the caches.
     """
 
     slots: int = 32
@@ -55,12 +59,15 @@ class EngineConfig:
     stop_ids: tuple[int, ...] = ()
     once: tuple[int, ...] = ()
     keep_routes: bool = False
+    layer_routes: bool = False
 
     def __post_init__(self) -> None:
         for name in ("slots", "length", "chunk", "prompt_bucket", "read_tokens"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         check(self.refill is None or 1 <= self.refill <= self.slots, "refill", self.refill,
               f"must lie in 1..slots={self.slots}")
+        check(not (self.keep_routes and self.layer_routes), "layer_routes", True, "gives no experts back; without "
+              "keep_routes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +82,8 @@ class Request:
       seed: with the id of a token's place decides its draw, whatever else runs beside it.
       stop: texts that end the answer; looked for by the host after every chunk, so they need the engine's tokenizer.
       ignore_stop_ids: go on after the engine's stop tokens, for timing.
+      counts: executions of each layer, L of 0, 1, 2, in an engine with `layer_routes`. None for the decider's, or all
+        layers once without one.
     """
 
     id: Any
@@ -84,6 +93,7 @@ class Request:
     seed: int = 0
     stop: tuple[str, ...] = ()
     ignore_stop_ids: bool = False
+    counts: tuple[int, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +108,7 @@ class Completion:
       versions: int32 `[A]`, version of the weights that drew each.
       reason: `stop` (stop token or text), `length` or `cancelled`.
       routes: int32 `[L, P + A - 1, k]`, experts of all tokens that were read; the last one never was. None if not kept.
+      counts: int8 `[L]`, executions of each layer; None without `layer_routes`.
     """
 
     id: Any
@@ -107,6 +118,7 @@ class Completion:
     versions: np.ndarray
     reason: str
     routes: np.ndarray | None = None
+    counts: np.ndarray | None = None
 
 
 class Engine:
@@ -116,7 +128,7 @@ class Engine:
     """
 
     def __init__(self, params: Any, model: ModelConfig, config: EngineConfig, *, tokenizer: Any = None,
-                 version: int = 0, mesh: Mesh | None = None) -> None:
+                 version: int = 0, mesh: Mesh | None = None, decider: Decider | None = None) -> None:
         """An empty engine.
 
         Args:
@@ -128,6 +140,7 @@ class Engine:
           mesh: devices that the weights are brought to and that everything runs on, split over its `tensor` axis. Then
             no others are used but to read the weights given to `update`. By default the engine runs where its weights
             lie.
+          decider: chooses each prompt's executions of layers, with `layer_routes`.
 
         Raises:
           ConfigError: a bidirectional model, a length beyond the model's, or a mesh that splits anything but `tensor`.
@@ -136,20 +149,22 @@ class Engine:
               "jaxllm decode")
         check(config.length <= model.max_length, "length", config.length, f"the model reads {model.max_length} tokens")
         check(not config.keep_routes or model.num_experts > 0, "keep_routes", True, "a dense model has no experts")
+        check(decider is None or config.layer_routes, "layer_routes", False, "must be true for a decider to be asked")
         for axis, size in {} if mesh is None else mesh.shape.items():
             check(axis == "tensor" or size == 1, f"mesh.{axis}", size, "an engine's mesh splits over tensor alone")
         self.model, self.config, self._tokenizer, self._mesh = model, config, tokenizer, mesh
         self._waiting: collections.deque[Request] = collections.deque()
         self._active: dict[int, Request] = {}
         self._checked: dict[int, int] = {}  # answer tokens already searched for stop texts
-        self._once = None
+        self._once, self._decider = None, decider
         if config.once:
             check(0 <= min(config.once) and max(config.once) < model.vocab_size, "once", max(config.once),
                   f"token ids must lie in 0..{model.vocab_size - 1}")
             mask = np.isin(np.arange(model.vocab_size), config.once)
             self._once = jnp.asarray(mask) if mesh is None else jax.device_put(mask, replicated(mesh))
         with self._context():
-            self._state = empty_slots(model, config.slots, config.length, routes=config.keep_routes, mesh=mesh)
+            self._state = empty_slots(model, config.slots, config.length, routes=config.keep_routes,
+                                      layer_routes=config.layer_routes, mesh=mesh)
         self.update(params, version)
 
     def update(self, params: Any, version: int) -> None:
@@ -195,6 +210,9 @@ class Engine:
             raise ConfigError(f"{name}: max_tokens={request.max_tokens} must be at least 1")
         if request.stop and self._tokenizer is None:
             raise ConfigError(f"{name}: stop texts need the engine's tokenizer")
+        if request.counts is not None:
+            check_counts(request.counts, self.model.num_layers, f"{name}: counts")
+            check(self.config.layer_routes, "layer_routes", False, f"must be true for the counts of {name}")
         self._waiting.append(request)
 
     @property
@@ -274,9 +292,9 @@ class Engine:
         for slot, request in zip(free, taken, strict=False):
             groups.setdefault(self._bucket(len(request.prompt)), []).append((slot, request))
         for width, group in sorted(groups.items()):
-            distinct: dict[tuple[int, ...], list[tuple[int, Request]]] = {}
+            distinct: dict[Any, list[tuple[int, Request]]] = {}
             for slot, request in group:
-                distinct.setdefault(tuple(request.prompt), []).append((slot, request))
+                distinct.setdefault((tuple(request.prompt), request.counts), []).append((slot, request))
             prompts, start = list(distinct.items()), 0
             for size in _parts(len(prompts), width, self.config.read_tokens):
                 self._admit_group(width, size, dict(prompts[start:start + size]))
@@ -288,12 +306,17 @@ class Engine:
             width *= 2
         return min(width, self.config.length)
 
-    def _admit_group(self, width: int, rows: int, asked: dict[tuple[int, ...], list[tuple[int, Request]]]) -> None:
-        """Slots and requests by prompt, read together in `rows` rows."""
+    def _admit_group(self, width: int, rows: int, asked: dict[Any, list[tuple[int, Request]]]) -> None:
+        """Slots and requests by prompt and counts, read together in `rows` rows."""
         group, source = [], []
         prompts, lengths = np.zeros((rows, width), np.int32), np.ones(rows, np.int32)
-        for row, (prompt, requests) in enumerate(asked.items()):
+        counts = None
+        if self.config.layer_routes:
+            counts = np.full((rows, self.model.num_layers), 1 if self._decider is None else DECIDE, np.int8)
+        for row, ((prompt, given), requests) in enumerate(asked.items()):
             prompts[row, :len(prompt)], lengths[row] = prompt, len(prompt)
+            if counts is not None and given is not None:
+                counts[row] = given
             group += requests
             source += [row] * len(requests)
         pad = _round_up(len(group)) - len(group)
@@ -314,7 +337,7 @@ class Engine:
                           min_p=column((s.min_p for s in rules), 0, np.float32)))  # type: ignore[arg-type]
         with self._context():
             self._state = admit(self._params, self._state, prompts, lengths, arrivals, model=self.model,
-                                mesh=self._mesh)
+                                mesh=self._mesh, counts=counts, decider=self._decider)
         self._active.update(dict(group))
 
     def _find_stop_texts(self, tokens: np.ndarray, lengths: np.ndarray) -> dict[int, int]:
@@ -347,7 +370,8 @@ class Engine:
             # Cut on the host: a slice on the device would be a program for each length.
             routes = None if s.routes is None else np.asarray(s.routes[:, slot])[:, :end - 1]
             out.append(Completion(request.id, tuple(request.prompt), tokens[slot, n:end].copy(),
-                                  logprobs[slot, n:end].copy(), versions[slot, n:end].copy(), reason, routes))
+                                  logprobs[slot, n:end].copy(), versions[slot, n:end].copy(), reason, routes,
+                                  None if s.counts is None else np.asarray(s.counts[slot])))
         running = np.asarray(s.running).copy()
         if running[list(ended)].any():  # cancelled, or cut at a stop text
             running[list(ended)] = False

@@ -12,7 +12,7 @@ from flax import struct
 from jax import lax
 from jax.sharding import Mesh
 
-from jaxllm.generation.forward import next_logits, read_prompts
+from jaxllm.generation.forward import Decider, next_logits, read_along, read_prompts
 from jaxllm.generation.sampling import Rows, sample
 from jaxllm.models import LayerCache, ModelConfig
 from jaxllm.models.layers import dtype_of
@@ -37,10 +37,11 @@ class Slots:
     keys: jax.Array  # key [S]
     sampling: Rows
     routes: jax.Array | None  # int32 [L, S, N, k]
+    counts: jax.Array | None = None  # int8 [S, L]
 
 
-@functools.partial(jax.jit, static_argnames=("model", "slots", "length", "routes", "mesh"))
-def empty_slots(model: ModelConfig, slots: int, length: int, *, routes: bool = False,
+@functools.partial(jax.jit, static_argnames=("model", "slots", "length", "routes", "layer_routes", "mesh"))
+def empty_slots(model: ModelConfig, slots: int, length: int, *, routes: bool = False, layer_routes: bool = False,
                 mesh: Mesh | None = None) -> Slots:
     """No slot running; caches are zeros, and routes -1 where they are kept.
 
@@ -49,24 +50,27 @@ def empty_slots(model: ModelConfig, slots: int, length: int, *, routes: bool = F
       slots: S.
       length: N.
       routes: keep the experts that tokens took.
+      layer_routes: each slot has executions of layers of its own, up to two with a cache each.
       mesh: where all of it lies; the default device without one.
     """
     def cache() -> jax.Array:
         return jnp.zeros((slots, model.num_kv_heads, length, model.head_dim), dtype_of(model.activation_dtype))
 
-    caches = tuple(LayerCache(cache(), cache()) for _ in range(model.num_layers))
+    caches = tuple(LayerCache(cache(), cache()) for _ in range(model.num_layers * (2 if layer_routes else 1)))
+    counts = jnp.ones((slots, model.num_layers), jnp.int8) if layer_routes else None
     taken = jnp.full((model.num_layers, slots, length, model.experts_per_token), -1, jnp.int32) if routes else None
-    return _lay(_nothing(slots, length, caches, taken), mesh)
+    return _lay(_nothing(slots, length, caches, taken, counts), mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("mesh",), donate_argnames=("state",))
 def clear(state: Slots, *, mesh: Mesh | None = None) -> Slots:
     """All as in `empty_slots` but for caches and routes, of which `admit` writes a slot's whole rows anyway."""
     slots, length = state.tokens.shape
-    return _lay(_nothing(slots, length, state.caches, state.routes), mesh)
+    return _lay(_nothing(slots, length, state.caches, state.routes, state.counts), mesh)
 
 
-def _nothing(s: int, n: int, caches: tuple[LayerCache, ...], routes: jax.Array | None) -> Slots:
+def _nothing(s: int, n: int, caches: tuple[LayerCache, ...], routes: jax.Array | None,
+             counts: jax.Array | None) -> Slots:
     def ints(*shape: int) -> jax.Array:
         return jnp.zeros(shape, jnp.int32)
 
@@ -75,7 +79,8 @@ def _nothing(s: int, n: int, caches: tuple[LayerCache, ...], routes: jax.Array |
         versions=ints(s, n), begins=ints(s), lengths=ints(s), ends=ints(s), running=jnp.zeros(s, bool),
         stoppable=jnp.zeros(s, bool),
         keys=jax.random.split(jax.random.key(0), s),
-        sampling=Rows(temperature=jnp.zeros(s), top_k=ints(s), top_p=jnp.ones(s), min_p=jnp.zeros(s)), routes=routes)
+        sampling=Rows(temperature=jnp.zeros(s), top_k=ints(s), top_p=jnp.ones(s), min_p=jnp.zeros(s)),
+        routes=routes, counts=counts)
 
 
 def _lay(state: Slots, mesh: Mesh | None) -> Slots:
@@ -102,14 +107,20 @@ class Arrivals:
 
 @functools.partial(jax.jit, static_argnames=("model", "mesh"), donate_argnames=("state",))
 def admit(params: Any, state: Slots, prompts: jax.Array, lengths: jax.Array, new: Arrivals, *,
-          model: ModelConfig, mesh: Mesh | None = None) -> Slots:
+          model: ModelConfig, mesh: Mesh | None = None, counts: jax.Array | None = None,
+          decider: Decider | None = None) -> Slots:
     """Slots with the arrivals in them; prompts `[R, P]` of `lengths` `[R]` are read up to their last token.
 
-    That one is read by the first decode step, which draws the first token of the answer.
+    That one is read by the first decode step, which draws the first token of the answer. With `counts` `[R, L]` and
+    `decider` as in `read_along`, along the route of each.
     """
     n = state.tokens.shape[1]
     read = lengths - 1
-    caches, routes = read_prompts(params, model, prompts, read)
+    routes = None
+    if counts is None:
+        caches, routes = read_prompts(params, model, prompts, read)
+    else:
+        caches, counts = read_along(params, model, prompts, read, counts, decider)
     rows, count = new.source, read[new.source]
 
     def by_column(x: jax.Array, fill: Any = 0) -> jax.Array:
@@ -136,7 +147,8 @@ def admit(params: Any, state: Slots, prompts: jax.Array, lengths: jax.Array, new
         ends=put(state.ends, new.ends), running=put(state.running, jnp.ones_like(new.stoppable)),
         stoppable=put(state.stoppable, new.stoppable),
         keys=state.keys.at[new.slots].set(jax.vmap(jax.random.key)(new.seeds), mode="drop"),
-        sampling=jax.tree.map(put, state.sampling, new.sampling), routes=kept), mesh)
+        sampling=jax.tree.map(put, state.sampling, new.sampling), routes=kept,
+        counts=state.counts if counts is None or state.counts is None else put(state.counts, counts[rows])), mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "stop_ids", "mesh"), donate_argnames=("state",))
@@ -160,7 +172,7 @@ def advance(params: Any, state: Slots, steps: jax.Array, finished: jax.Array, ve
         last = jnp.maximum(s.lengths - 1, 0)
         held = lax.dynamic_update_slice_in_dim(s.held, s.running[:, None], s.column, 1)
         logits, caches, ids = next_logits(params, model, s.tokens[index, last], last, s.caches, held, s.column,
-                                          s.running)
+                                          s.running, s.counts)
         barred = None if once is None else _said(s, model.vocab_size) & once
         drawn, logprob = sample(logits, jax.vmap(jax.random.fold_in)(s.keys, s.lengths), s.sampling, barred)
         place = jnp.where(s.running, s.lengths, n)  # past the end, where `drop` applies

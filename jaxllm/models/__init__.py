@@ -18,5 +18,5 @@ from jaxllm.models.transformer import Output
 from jaxllm.models.unrolled import LayerCache, unstack
 
 __all__ = ["LORA_TARGETS", "KVCache", "LayerCache", "LoraConfig", "ModelConfig", "Output", "RouterStats", "abstract",
-           "apply", "check_path", "empty_cache", "follow", "init", "join_adapters", "logical_axes", "merge_adapters", "split_adapters",
-           "unstack", "with_lora", "with_score_head"]
+           "apply", "check_path", "empty_cache", "follow", "init", "join_adapters", "logical_axes", "merge_adapters",
+           "split_adapters", "unstack", "with_lora", "with_score_head"]

@@ -21,7 +21,10 @@ from jaxllm.config import ConfigError
 from jaxllm.models.cache import KVCache
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.masks import mixed_windows
-from jaxllm.models.transformer import ScanBlock, Transformer
+from jaxllm.models.transformer import ScanBlock
+
+DECIDE = -1  # a count of executions that is left to a router
+MOST = 2  # executions of a layer
 
 
 def check_path(config: ModelConfig, path: Sequence[int] | np.ndarray) -> tuple[int, ...]:
@@ -37,6 +40,22 @@ def check_path(config: ModelConfig, path: Sequence[int] | np.ndarray) -> tuple[i
         if not 0 <= layer < config.num_layers:
             raise ConfigError(f"path[{place}]={layer}: the model's layers are 0..{config.num_layers - 1}")
     return found
+
+
+def check_counts(counts: Sequence[int] | np.ndarray, layers: int, name: str = "counts") -> np.ndarray:
+    """Counts as int8 `[L]`.
+
+    Raises:
+      ConfigError: another number of layers, a count outside 0..2, or no layer at all.
+    """
+    found = np.asarray(counts)
+    if found.shape != (layers,):
+        raise ConfigError(f"{name}: has the shape {found.shape}; a route of this model has {layers} counts")
+    for layer in np.flatnonzero((found < 0) | (found > MOST)):
+        raise ConfigError(f"{name}[{layer}]={found[layer]}: a layer runs 0, 1 or 2 times")
+    if not found.any():
+        raise ConfigError(f"{name}: skips every layer; a route has at least one")
+    return found.astype(np.int8)
 
 
 def follow(params: Any, config: ModelConfig, path: Sequence[int] | np.ndarray) -> tuple[Any, ModelConfig]:

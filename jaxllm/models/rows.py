@@ -1,4 +1,4 @@
-"""Work on some rows of a batch: those that need it, gathered in chunks."""
+"""Work on some rows of a batch: those that need it, gathered in chunks; or on all of them, if any does."""
 
 from __future__ import annotations
 
@@ -37,3 +37,22 @@ def run_rows(run: Callable[[T, jax.Array], T], needed: jax.Array, rows: T, chunk
         return jax.tree.map(lambda leaf, new: leaf.at[where].set(new.astype(leaf.dtype), mode="drop"), rows, changed)
 
     return lax.fori_loop(0, (count + chunk - 1) // chunk, one, rows)
+
+
+def run_if(wanted: jax.Array, run: Callable[[T], T], carry: T) -> T:
+    """`run(carry)` if the bool scalar `wanted` says so.
+
+    A loop of at most one turn and not a `cond`, whose untaken branch would copy every buffer.
+    """
+    return lax.while_loop(lambda c: c[0], lambda c: (jnp.zeros((), bool), run(c[1])), (wanted, carry))[1]
+
+
+def settle_counts(taken: jax.Array, before: jax.Array, last: jax.Array | bool) -> jax.Array:
+    """Executions `[B]` of a layer, such that no row ends without any: one that skipped all else runs the last layer.
+
+    Args:
+      taken: int8 `[B]`, as chosen.
+      before: int32 `[B]`, executions of earlier layers.
+      last: whether this is the last layer.
+    """
+    return jnp.where(last & (before == 0), jnp.maximum(taken, 1), taken)

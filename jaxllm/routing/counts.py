@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from jaxllm.config import ConfigError
+from jaxllm.models.paths import check_counts
 
 SKIP, ONCE, REPEAT = 0, 1, 2
 CLASSES = ("skip", "once", "repeat")
@@ -19,22 +20,6 @@ CLASSES = ("skip", "once", "repeat")
 def identity(layers: int) -> np.ndarray:
     """Every layer once: int8 `[L]`."""
     return np.ones(layers, np.int8)
-
-
-def check_counts(counts: Sequence[int] | np.ndarray, layers: int, name: str = "counts") -> np.ndarray:
-    """Counts as int8 `[L]`.
-
-    Raises:
-      ConfigError: another number of layers, a count outside 0..2, or no layer at all.
-    """
-    found = np.asarray(counts)
-    if found.shape != (layers,):
-        raise ConfigError(f"{name}: has the shape {found.shape}; a route of this model has {layers} counts")
-    for layer in np.flatnonzero((found < 0) | (found > REPEAT)):
-        raise ConfigError(f"{name}[{layer}]={found[layer]}: a layer runs 0, 1 or 2 times")
-    if not found.any():
-        raise ConfigError(f"{name}: skips every layer; a route has at least one")
-    return found.astype(np.int8)
 
 
 def to_path(counts: Sequence[int] | np.ndarray) -> tuple[int, ...]:

@@ -17,10 +17,9 @@ from jax import lax
 from jaxllm.models import ModelConfig, api
 from jaxllm.models.layers import attend
 from jaxllm.models.masks import choose_mask, mixed_windows, near_mask
-from jaxllm.models.rows import run_rows
+from jaxllm.models.paths import DECIDE
+from jaxllm.models.rows import run_rows, settle_counts
 from jaxllm.routing.router import decide, router_logits, windowed_mean
-
-DECIDE = -1  # a count that is left to the router
 
 
 class Swept(NamedTuple):
@@ -74,20 +73,22 @@ def sweep(params: Any, tokens: jax.Array, lengths: jax.Array, counts: jax.Array,
 
         return run_rows(some, needed, x, chunk)
 
-    def one(x: jax.Array, each: Any) -> tuple[jax.Array, Any]:
-        layer, given, router, windowed = each
+    def one(carry: tuple[jax.Array, jax.Array], each: Any) -> tuple[tuple[jax.Array, jax.Array], Any]:
+        (x, before), (index, layer, given, router, windowed) = carry, each
         pooled = taken = None
         if routers is not None or features:
             pooled, held = windowed_mean(x, prompt_lengths, windows)
             if routers is not None:
                 taken = decide(router_logits(router, pooled, held), lean)
         taken = given if taken is None else jnp.where(given == DECIDE, taken, given)
+        taken = settle_counts(taken, before, index == model.num_layers - 1)
         for executed in (0, 1):
             x = execute(layer, windowed, x, taken > executed)
-        return x, (taken, pooled if features else None)
+        return (x, before + taken), (taken, pooled if features else None)
 
-    x, (taken, pooled) = lax.scan(one, api.embed(params, model, tokens),
-                                  (params["layers"], counts.T.astype(jnp.int8), routers, mixed))
+    begin = api.embed(params, model, tokens), jnp.zeros(b, jnp.int32)
+    (x, _), (taken, pooled) = lax.scan(one, begin, (jnp.arange(model.num_layers), params["layers"],
+                                                    counts.T.astype(jnp.int8), routers, mixed))
     return Swept(x, taken.T, pooled)
 
 

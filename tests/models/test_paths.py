@@ -10,7 +10,7 @@ import pytest
 
 from jaxllm import models
 from jaxllm.config import ConfigError
-from jaxllm.models import ModelConfig, api, empty_cache, follow, unstack
+from jaxllm.models import api, empty_cache, follow, unstack
 from tests.models.test_transformer import random_model
 
 L = 4
