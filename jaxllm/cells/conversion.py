@@ -42,9 +42,9 @@ from jaxllm.cells.plan import (
     values_of,
 )
 from jaxllm.cells.sentences import Ranked, hashes, rank, rank_reference, tie_names
-from jaxllm.cells.shards import FORMAT, MANIFEST, UNFINISHED, broken, sha256
+from jaxllm.cells.shards import FORMAT, MANIFEST, UNFINISHED, broken
 from jaxllm.config import ConfigError, to_dict
-from jaxllm.files import aside, read_json, write_json
+from jaxllm.files import aside, read_json, sha256, write_json
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from jaxllm.cells.config import CellsConfig, CellsDataConfig
 from jaxllm.cells.examples import Example, TaskExamples, column_of
-from jaxllm.cells.shards import Cells, sha256
+from jaxllm.cells.shards import Cells
 from jaxllm.cells.split import Part, split_cells
 from jaxllm.cells.templates import templates_file
 from jaxllm.cells.vocabulary import GeneTokens
@@ -24,6 +24,7 @@ from jaxllm.data.loader import made_ahead
 from jaxllm.data.mixture import pick, whole_shares
 from jaxllm.data.pack import PackedRows, Row, sft_row
 from jaxllm.diffusion import diffusion_objective
+from jaxllm.files import sha256
 from jaxllm.parallel import batch_rows, shard_batch
 from jaxllm.training import Fed, Measured, Objective, TrainState, causal_objective
 from jaxllm.training.feed import held_out, per_token

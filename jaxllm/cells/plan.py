@@ -21,9 +21,9 @@ from jaxllm.cells.expression import TARGET, row_totals, sample
 from jaxllm.cells.genes import GeneConfig, make_vocabulary, merge_columns
 from jaxllm.cells.inputs import Source, open_source, reblock, stored_by_column, use_reblocked
 from jaxllm.cells.sentences import REFERENCE_SEED, TieBreak, hashes, skip_reference
-from jaxllm.cells.shards import FORMAT, sha256
+from jaxllm.cells.shards import FORMAT
 from jaxllm.config import ConfigError, build, check, to_dict
-from jaxllm.files import aside, read_json, write_json
+from jaxllm.files import aside, read_json, sha256, write_json
 
 RESERVED = ("cell_name", "cell_sentence", "expression", "genes")
 PLAN, ARRAYS = "plan.json", "plan.npz"

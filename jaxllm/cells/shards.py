@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import bisect
 import functools
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ import numpy as np
 
 from jaxllm.cells.expression import Line
 from jaxllm.config import ConfigError, nearest
-from jaxllm.files import read_json
+from jaxllm.files import read_json, sha256
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -217,9 +216,3 @@ def broken(path: Path, manifest: Any, verify: bool = False) -> str | None:
     if manifest["cells"] != sum(shard["cells"] for shard in manifest["shards"]):
         return f"{MANIFEST} counts {manifest['cells']:,} cells, its shards hold another number"
     return None
-
-
-def sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

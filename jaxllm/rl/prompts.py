@@ -26,12 +26,14 @@ class Prompt:
       tokens: as the policy sees it.
       entry: what the reward reads.
       name: where it is from, in messages.
+      response: the worked answer of a task, the answer of a record; empty where a task of the user's has none.
     """
 
     text: str
     tokens: tuple[int, ...]
     entry: Mapping[str, Any]
     name: str
+    response: str = ""
 
 
 class Prompts:
@@ -80,9 +82,11 @@ class Prompts:
             name, record = self._records[index]
             text = record[self._config.prompt_field]
             entry = {**record, "answer": record[self._config.answer_field]}
+            response = str(entry["answer"])
         else:
             example = self.task.example(index)
             text, entry, name = example.prompt, example.entry, f"example {index}"
+            response = getattr(example, "response", "")
         text += self._config.suffix
         if self._template is None:
             tokens = self._tokenizer.encode(text).ids
@@ -94,7 +98,7 @@ class Prompts:
         if self._room is not None and len(tokens) > self._room:
             raise ConfigError(f"{name}: a prompt of {len(tokens)} tokens; beside the response there is room for "
                               f"{self._room}. Raise length, allow fewer tokens of response, or leave it out")
-        return Prompt(text, tuple(tokens), entry, name)
+        return Prompt(text, tuple(tokens), entry, name, response)
 
     @property
     def pauses(self) -> tuple[int, ...]:

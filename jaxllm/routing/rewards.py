@@ -1,0 +1,103 @@
+"""Whether a route solves a problem: by one teacher-forced pass for many at a time, or by decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from jaxllm.config import check
+from jaxllm.generation import Completion, Engine, Request, Sampling
+from jaxllm.models import ModelConfig
+from jaxllm.routing.problems import Problem
+from jaxllm.routing.search import Verdict
+from jaxllm.routing.sweep import answer_chances, sweep
+
+# Whether an answer's text is right.
+Score = Callable[[Problem, str], bool]
+
+
+class TeacherForced:
+    """Verdicts from one pass over prompt and wanted answer, every row along its own route.
+
+    An answer is right if at each of its tokens the likeliest is the wanted one: exactly what greedy decoding would say
+    along that route. Other wordings of a right answer count as wrong. The score is its log-probability, in nats.
+    """
+
+    def __init__(self, params: Any, model: ModelConfig, problems: Sequence[Problem], *, batch: int, chunk: int,
+                 bucket: int) -> None:
+        """Verdicts for these problems.
+
+        Args:
+          params: stacked.
+          model: causal description.
+          problems: by number.
+          batch: rows of a pass; fewer are padded.
+          chunk: rows computed at a time.
+          bucket: a pass is as long as its longest row, rounded up to a multiple of this.
+        """
+        check(model.causal, "model.causal", model.causal, "a bidirectional model's answer is not what one pass over it "
+              "says; use reward=generated")
+        self._params, self._model, self._problems = params, model, problems
+        self._batch, self._chunk, self._bucket = batch, chunk, bucket
+        self._span = max((len(p.answer) for p in problems), default=1)
+
+    def length(self, number: int) -> int:
+        """Tokens of a problem's row, padding included."""
+        problem = self._problems[number]
+        return -(-(len(problem.prompt) + len(problem.answer)) // self._bucket) * self._bucket
+
+    def __call__(self, asked: Sequence[tuple[int, np.ndarray]]) -> list[Verdict]:
+        """A verdict for each (problem, counts `[L]`)."""
+        out: list[Verdict] = []
+        for start in range(0, len(asked), self._batch):
+            part = asked[start:start + self._batch]
+            b, t = self._batch, max(self.length(number) for number, _ in part)
+            tokens, begins, lengths = np.zeros((b, t), np.int32), np.ones(b, np.int32), np.ones(b, np.int32)
+            counts = np.zeros((b, self._model.num_layers), np.int8)  # padding runs nothing but the last layer
+            for row, (number, route) in enumerate(part):
+                problem = self._problems[number]
+                begins[row], lengths[row] = len(problem.prompt), len(problem.prompt) + len(problem.answer)
+                tokens[row, :lengths[row]] = problem.prompt + problem.answer
+                counts[row] = route
+            swept = sweep(self._params, tokens, lengths, counts, model=self._model, chunk=self._chunk)
+            right, chance = (np.asarray(x) for x in answer_chances(
+                self._params, swept.x, tokens, begins, lengths, model=self._model, span=self._span))
+            out += [Verdict(bool(right[i]), float(chance[i])) for i in range(len(part))]
+        return out
+
+
+class Generated:
+    """Verdicts from greedy decoding along the route, by the problem's own scorer: slower, for free-form answers."""
+
+    def __init__(self, engine: Engine, problems: Sequence[Problem], tokenizer: Tokenizer, score: Score,
+                 max_tokens: int) -> None:
+        """Verdicts for these problems by an engine with `layer_routes`."""
+        self._engine, self._problems, self._tokenizer = engine, problems, tokenizer
+        self._score, self._max_tokens = score, max_tokens
+
+    def __call__(self, asked: Sequence[tuple[int, np.ndarray]]) -> list[Verdict]:
+        """A verdict for each (problem, counts `[L]`); the score is the answer's log-probability."""
+        requests = [Request(i, self._problems[number].prompt, self._max_tokens, Sampling(0.0),
+                            counts=tuple(int(c) for c in counts)) for i, (number, counts) in enumerate(asked)]
+        said = self._engine.run(requests)
+        return [Verdict(self._score(self._problems[number], answer_text(c, self._engine, self._tokenizer)),
+                        float(c.logprobs.sum())) for (number, _), c in zip(asked, said, strict=True)]
+
+
+def answer_text(completion: Completion, engine: Engine, tokenizer: Tokenizer) -> str:
+    """What was said, without the stop token."""
+    return tokenizer.decode([t for t in completion.tokens.tolist() if t not in engine.config.stop_ids])
+
+
+def scorer(tasks: Mapping[str, Any]) -> Score:
+    """Scores by each family's own task, full marks alone being right; the wanted text itself where it has none."""
+    def right(problem: Problem, text: str) -> bool:
+        task = tasks.get(problem.family)
+        if task is None:
+            return text.strip() == str(problem.entry["answer"]).strip()
+        return float(task.score(text, dict(problem.entry))) >= 1.0
+
+    return right
