@@ -23,6 +23,7 @@ COMMANDS = {
     "study": ("jaxllm.cli.study", "training runs as arms over seeds, with intervals"),
     "plan": ("jaxllm.cli.plan", "memory, traffic and roofline of a training run on devices you do not have"),
     "data": ("jaxllm.cli.data", "prepare: tokenise records once into a cache"),
+    "route": ("jaxllm.cli.route", "layer routers: search, train, evaluate"),
     "cells": ("jaxllm.cli.cells", "cell sentences: convert, train, evaluate, generate, screen"),
     "convert": ("jaxllm.cli.convert", "convert a GGUF file or a Hugging Face directory"),
     "bench": ("jaxllm.cli.bench", "measure: cells, decode, exact_match, generate, rl, train"),

@@ -138,8 +138,8 @@ def test_the_choice_of_a_child_is_the_papers_bound():
     assert tree._choose(root, root.children) is root.children[int(np.argmax(bounds))]
 
 
-@pytest.mark.parametrize("field, value", [("simulations", 0), ("random_child", 1.5), ("longest", 3.0), ("widening", 0.0),
-                                          ("most_edits", 0), ("exploration", -1.0)])
+@pytest.mark.parametrize("field, value", [("simulations", 0), ("random_child", 1.5), ("longest", 3.0),
+                                          ("widening", 0.0), ("most_edits", 0), ("exploration", -1.0)])
 def test_bad_settings(field, value):
     with pytest.raises(ConfigError, match=field):
         SearchConfig(**{field: value})

@@ -1,0 +1,243 @@
+"""Routers on problems that they have not seen, beside what a router must beat.
+
+Arms, each a route for every problem:
+  unrouted     every layer once
+  routed       the routers' choice, once for a sequence
+  per token    the routers' choice anew at every generated token
+  random       the routed counts in random places: as many skips and repeats, of other layers
+  static       one route for all: of those found in training, within the routed mean of executions, the one that solves
+               most training problems
+  early exit   the first layers alone, as many as are executed on average when routed
+  oracle       the shortest right route that search finds knowing the answer: no router can do better
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm.config import check
+from jaxllm.files import write_json
+from jaxllm.generation import Engine, Request, Sampling
+from jaxllm.models.paths import DECIDE
+from jaxllm.routing.config import FamilyConfig
+from jaxllm.routing.counts import CLASSES
+from jaxllm.routing.decider import PromptRouter
+from jaxllm.routing.per_token import per_token_sweep
+from jaxllm.routing.problems import Problem
+from jaxllm.routing.rewards import answer_text, scorer
+from jaxllm.routing.run import Opened, search_family
+from jaxllm.routing.saved import FILE, SavedRouters, load_routers
+from jaxllm.routing.search import Found
+from jaxllm.routing.sweep import answer_chances, sweep
+from jaxllm.studies import mean_interval, paired_interval
+
+EVALUATION = "evaluation.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured.
+
+    Attributes:
+      lean: the routers' knob, as in `router.decide`.
+      random_draws: random routes of each problem.
+      static_candidates: routes found in training that are tried as the static one, the most frequent first.
+      static_problems: training problems that they are tried on.
+      oracle: search the test problems too.
+      generate: also decode every problem unrouted and routed, with the seconds it took.
+      seed: of random routes.
+    """
+
+    lean: float = -0.5
+    random_draws: int = 5
+    static_candidates: int = 20
+    static_problems: int = 200
+    oracle: bool = True
+    generate: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(-1 <= self.lean <= 1, "lean", self.lean, "must lie in [-1, 1]")
+        for name in ("random_draws", "static_candidates", "static_problems"):
+            check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way to route n problems: whether each was right `[n]` (a share over draws), and its executions `[n]`."""
+
+    right: np.ndarray
+    executions: np.ndarray
+
+    def report(self, layers: int) -> dict[str, Any]:
+        """Accuracy and share of executions saved, each (value, low, high); intervals over problems."""
+        saved = 1 - self.executions / layers
+        return {"accuracy": _interval(self.right), "saved": _interval(saved), "executions":
+                float(self.executions.mean())}
+
+
+def evaluate_routers(opened: Opened, out: str | Path, config: EvaluateConfig = EvaluateConfig(), *,
+                     progress: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Every arm on every `in` and `out` family; what `evaluation.json` holds.
+
+    Args:
+      opened: model and problems.
+      out: run directory, with routers and searches in it.
+      config: what to measure.
+      progress: told in words.
+    """
+    out = Path(out)
+    saved = load_routers(out / FILE, opened.base, opened.model.num_layers)
+    report: dict[str, Any] = {"layers": opened.model.num_layers, "families": {}, "settings":
+                              dataclasses.asdict(config)}
+    for family in opened.families("in", "out"):
+        progress(f"{family.name}: {len(opened.problems[family.name])} problems")
+        report["families"][family.name] = _family(opened, family, out, saved, config, progress)
+    write_json(out / EVALUATION, report)
+    return report
+
+
+def _family(opened: Opened, family: FamilyConfig, out: Path, saved: SavedRouters, config: EvaluateConfig,
+            progress: Callable[[str], None]) -> dict[str, Any]:
+    problems, layers = opened.problems[family.name], opened.model.num_layers
+    verdicts = opened.evaluator(problems, opened.engine)
+
+    def along(counts: np.ndarray) -> np.ndarray:
+        return np.array([v.right for v in verdicts(list(enumerate(counts)))], float)
+
+    routes = {"unrouted": np.ones((len(problems), layers), np.int8),
+              "routed": decided(opened, problems, saved, config.lean)}
+    budget = float(routes["routed"].sum(1).mean())
+    found = _static(opened, out, budget, config, progress)
+    if found is not None:
+        routes["static"] = np.tile(np.array(found, np.int8), (len(problems), 1))
+    kept = int(np.clip(round(budget), 1, layers))
+    routes["early exit"] = np.tile((np.arange(layers) < kept).astype(np.int8), (len(problems), 1))
+    arms = {name: Arm(along(counts), counts.sum(1).astype(float)) for name, counts in routes.items()}
+    rng = np.random.default_rng(config.seed)
+    draws = [along(rng.permuted(routes["routed"], axis=1)) for _ in range(config.random_draws)]
+    arms["random"] = Arm(np.mean(draws, axis=0), arms["routed"].executions)
+    if opened.config.reward == "forced":
+        arms["per token"] = _per_token(opened, problems, saved, config.lean)
+    if config.oracle:
+        best = search_family(opened, family, out, progress=progress)
+        counts = [best[i].counts for i in range(len(problems))]
+        arms["oracle"] = Arm(np.array([c is not None for c in counts], float),
+                             np.array([layers if c is None else sum(c) for c in counts], float))
+    plain = arms["unrouted"].right
+    report: dict[str, Any] = {
+        "role": family.role, "problems": len(problems),
+        "arms": {name: arm.report(layers) for name, arm in arms.items()},
+        "less_unrouted": {name: _paired(arm.right, plain) for name, arm in arms.items() if name != "unrouted"},
+        "routed_less_random": _paired(arms["routed"].right, arms["random"].right),
+        "decisions": {name: (routes["routed"] == i).mean(0).tolist() for i, name in enumerate(CLASSES)},
+        "distinct_routes": len(np.unique(routes["routed"], axis=0))}
+    if config.generate:
+        report["generated"] = _generated(opened, problems, saved, config.lean)
+    return report
+
+
+def decided(opened: Opened, problems: Sequence[Problem], saved: SavedRouters, lean: float) -> np.ndarray:
+    """The routers' counts int8 `[n, L]`."""
+    config, layers, out = opened.config, opened.model.num_layers, []
+    for part, tokens, lengths in _batches(opened, [p.prompt[:-1] for p in problems]):
+        swept = sweep(opened.params, tokens, lengths, np.full((len(tokens), layers), DECIDE, np.int8),
+                      model=opened.model, chunk=config.rows, routers=saved.routers, windows=saved.config.windows,
+                      lean=jnp.float32(lean))
+        out.append(np.asarray(swept.counts)[:part])
+    return np.concatenate(out)
+
+
+def _per_token(opened: Opened, problems: Sequence[Problem], saved: SavedRouters, lean: float) -> Arm:
+    right, executions, at = [], [], 0
+    span = max(len(p.answer) for p in problems)
+    for part, tokens, lengths in _batches(opened, [p.prompt + p.answer for p in problems]):
+        begins = np.ones_like(lengths)
+        begins[:part] = [len(p.prompt) for p in problems[at:at + part]]
+        x, counts = per_token_sweep(opened.params, tokens, np.maximum(begins - 1, 1), model=opened.model,
+                                    routers=saved.routers, windows=saved.config.windows, lean=jnp.float32(lean))
+        solved, _ = answer_chances(opened.params, x, tokens, begins, lengths, model=opened.model, span=span)
+        right.append(np.asarray(solved)[:part])
+        each = np.asarray(counts).sum(-1)
+        executions += [each[i, begins[i] - 1:lengths[i] - 1].mean() for i in range(part)]  # of what was decoded
+        at += part
+    return Arm(np.concatenate(right).astype(float), np.array(executions))
+
+
+def _batches(opened: Opened, rows: Sequence[tuple[int, ...]]) -> Any:
+    """(rows held, tokens int32 `[B, T]`, lengths `[B]`) of B rows at a time, padded to one length for all."""
+    b, bucket = opened.config.batch, opened.config.bucket
+    t = -(-max(map(len, rows)) // bucket) * bucket
+    for start in range(0, len(rows), b):
+        part = rows[start:start + b]
+        tokens, lengths = np.zeros((b, t), np.int32), np.ones(b, np.int32)
+        for i, row in enumerate(part):
+            tokens[i, :len(row)], lengths[i] = row, len(row)
+        yield len(part), tokens, lengths
+
+
+def _static(opened: Opened, out: Path, budget: float, config: EvaluateConfig,
+            progress: Callable[[str], None]) -> tuple[int, ...] | None:
+    """The best single route of at most `budget` executions among those found in training; None if there is none."""
+    problems: list[Problem] = []
+    seen: Counter[tuple[int, ...]] = Counter()
+    for family in opened.families("train"):
+        found: dict[int, Found] = search_family(opened, family, out, progress=progress)
+        problems += opened.problems[family.name]
+        seen.update(f.counts for f in found.values() if f.counts is not None)
+    # The layers skipped most often of all, too: single routes are rarely found twice.
+    shares = np.sum([n * np.array(c) for c, n in seen.items()], axis=0)
+    layers = opened.model.num_layers
+    skipped = np.argsort(shares, kind="stable")[:max(layers - int(budget), 0)]
+    ranked = [tuple(int(i not in skipped) for i in range(layers)), *(c for c, _ in seen.most_common())]
+    candidates = [c for c in ranked if sum(c) <= budget + 1e-9][:config.static_candidates]
+    if not candidates:
+        return None
+    chosen = np.random.default_rng(config.seed).permutation(len(problems))[:config.static_problems]
+    some = [problems[i] for i in chosen]
+    verdicts = opened.evaluator(some, opened.engine)
+    asked = [(i, np.array(c, np.int8)) for c in candidates for i in range(len(some))]
+    right = np.array([v.right for v in verdicts(asked)]).reshape(len(candidates), len(some)).mean(1)
+    return candidates[int(np.argmax(right))]
+
+
+def _generated(opened: Opened, problems: Sequence[Problem], saved: SavedRouters, lean: float) -> dict[str, Any]:
+    """Accuracy by the task's scorer, tokens and seconds of decoding all problems, unrouted and routed."""
+    score, out = scorer(opened.tasks), {}
+    decider = PromptRouter(saved.routers, jnp.float32(lean), saved.config.windows)
+    for name, engine in (("unrouted", opened.engine(layer_routes=False)), ("routed", opened.engine(decider))):
+        requests = [Request(i, p.prompt, opened.config.max_tokens, Sampling(0.0)) for i, p in enumerate(problems)]
+        engine.run(requests)  # compiles
+        begun = time.perf_counter()
+        answers = engine.run(requests)
+        seconds = time.perf_counter() - begun
+        right = [score(p, answer_text(a, engine, opened.tokenizer)) for p, a in zip(problems, answers, strict=True)]
+        out[name] = {"accuracy": _interval(np.array(right, float)), "tokens": sum(len(a.tokens) for a in answers),
+                     "seconds": seconds}
+        _free(engine)
+    return out
+
+
+def _free(engine: Engine) -> None:
+    """Its copy of the weights, before the next one is made."""
+    for leaf in jax.tree.leaves(engine._params["layers"]):
+        leaf.delete()
+
+
+def _interval(values: np.ndarray) -> list[float]:
+    found = mean_interval(values.tolist())
+    return [found.value, found.low, found.high]
+
+
+def _paired(a: np.ndarray, b: np.ndarray) -> list[float]:
+    found = paired_interval(a.tolist(), b.tolist())
+    return [found.value, found.low, found.high]
