@@ -88,9 +88,10 @@ def apply(
       routes: int `[L, N, k]` for the N = B * T tokens in row-major order, experts that a mixture of experts takes
         in place of the router's choice; a token with a -1 among its k is routed afresh. `Output.aux.ids` of an
         earlier pass over the same tokens replays it.
-      path: int32 `[P]`, layers to run in this order, which may leave some out and repeat others; all of them once by
+      path: int `[P]`, layers to run in this order, which may leave some out and repeat others; all of them once by
         default. Cache (`empty_cache(..., layers=P)`), routes and `Output.aux` then have P layers: each execution has
-        keys of its own. Its gradient to the parameters is as large as they are for each of the P.
+        keys of its own. A JAX array is not checked. The gradient to the parameters is as large as they are for each
+        of the P.
 
     Returns:
       `Output` with raw logits: row i of a `shift_logits` model predicts token i + 1.
@@ -123,7 +124,8 @@ def apply(
         routes = routes.reshape(-1, *tokens.shape, config.experts_per_token)
     near = near_mask(config, mask, positions, key_positions)
     if path is not None:
-        path = path if isinstance(path, jax.core.Tracer) else jnp.array(check_path(config, path), jnp.int32)
+        if not isinstance(path, jax.Array):  # what is traced cannot be looked at
+            path = jnp.array(check_path(config, path), jnp.int32)
         x, caches, stats = apply_path(params, config, path, embed(params, config, tokens), cache, routes,
                                       tables(config, positions), mask, near, slots, valid, segments)
         hidden: Any = Transformer(config).apply({"params": params}, x, method="normalize")
