@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxllm.config import ConfigError, nearest
 
-BENCHES = ("cells", "decode", "exact_match", "generate", "rl", "train")
+BENCHES = ("cells", "decode", "exact_match", "generate", "rl", "routing", "train")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +49,10 @@ def run(args: argparse.Namespace) -> int:
         from jaxllm.bench.cells import bench as bench_cells
 
         results = bench_cells(quick=args.quick)
+    elif args.name == "routing":
+        from jaxllm.bench.routing import bench as bench_routing
+
+        results = bench_routing(quick=args.quick)
     elif args.name == "rl":
         from jaxllm.bench.rl import bench as bench_rl
 

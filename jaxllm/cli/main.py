@@ -26,7 +26,7 @@ COMMANDS = {
     "route": ("jaxllm.cli.route", "layer routers: search, train, evaluate"),
     "cells": ("jaxllm.cli.cells", "cell sentences: convert, train, evaluate, generate, screen"),
     "convert": ("jaxllm.cli.convert", "convert a GGUF file or a Hugging Face directory"),
-    "bench": ("jaxllm.cli.bench", "measure: cells, decode, exact_match, generate, rl, train"),
+    "bench": ("jaxllm.cli.bench", "measure: cells, decode, exact_match, generate, rl, routing, train"),
     "fit-scaling": ("jaxllm.cli.fit_scaling", "fit how the reward of RL runs grows with compute"),
     "quickstart": ("jaxllm.cli.quickstart", "decode held-out puzzles with the shipped model, every method"),
 }

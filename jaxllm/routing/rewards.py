@@ -13,7 +13,7 @@ from jaxllm.generation import Completion, Engine, Request, Sampling
 from jaxllm.models import ModelConfig
 from jaxllm.routing.problems import Problem
 from jaxllm.routing.search import Verdict
-from jaxllm.routing.sweep import answer_chances, sweep
+from jaxllm.routing.sweep import answer_chances, same_so_far, sweep
 
 # Whether an answer's text is right.
 Score = Callable[[Problem, str], bool]
@@ -24,6 +24,7 @@ class TeacherForced:
 
     An answer is right if at each of its tokens the likeliest is the wanted one: exactly what greedy decoding would say
     along that route. Other wordings of a right answer count as wrong. The score is its log-probability, in nats.
+    Routes of one problem are computed together for as long as they are the same.
     """
 
     def __init__(self, params: Any, model: ModelConfig, problems: Sequence[Problem], *, batch: int, chunk: int,
@@ -62,7 +63,8 @@ class TeacherForced:
                 begins[row], lengths[row] = len(problem.prompt), len(problem.prompt) + len(problem.answer)
                 tokens[row, :lengths[row]] = problem.prompt + problem.answer
                 counts[row] = route
-            swept = sweep(self._params, tokens, lengths, counts, model=self._model, chunk=self._chunk)
+            same = same_so_far([number for number, _ in part] + [-1] * (b - len(part)), counts)
+            swept = sweep(self._params, tokens, lengths, counts, model=self._model, chunk=self._chunk, same=same)
             right, chance = (np.asarray(x) for x in answer_chances(
                 self._params, swept.x, tokens, begins, lengths, model=self._model, span=self._span))
             out += [Verdict(bool(right[i]), float(chance[i])) for i in range(len(part))]

@@ -8,10 +8,12 @@ routed accuracy all come from here; token after token is `generation`'s.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxllm.models import ModelConfig, api
@@ -39,7 +41,7 @@ class Swept(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("model", "chunk", "windows", "features"))
 def sweep(params: Any, tokens: jax.Array, lengths: jax.Array, counts: jax.Array, *, model: ModelConfig, chunk: int,
           routers: Any = None, prompt_lengths: jax.Array | None = None, windows: int = 8, features: bool = False,
-          lean: jax.Array | float = -0.5) -> Swept:
+          lean: jax.Array | float = -0.5, same: jax.Array | None = None) -> Swept:
     """Every row along its own route.
 
     Args:
@@ -54,6 +56,7 @@ def sweep(params: Any, tokens: jax.Array, lengths: jax.Array, counts: jax.Array,
       windows: W of the routers.
       features: give back what routers read.
       lean: as in `decide`.
+      same: int32 `[B, L]` of `same_so_far`, for given counts: rows that are the same up to a layer are computed once.
     """
     b, t = tokens.shape
     prompt_lengths = lengths if prompt_lengths is None else prompt_lengths
@@ -74,7 +77,7 @@ def sweep(params: Any, tokens: jax.Array, lengths: jax.Array, counts: jax.Array,
         return run_rows(some, needed, x, chunk)
 
     def one(carry: tuple[jax.Array, jax.Array], each: Any) -> tuple[tuple[jax.Array, jax.Array], Any]:
-        (x, before), (index, layer, given, router, windowed) = carry, each
+        (x, before), (index, layer, given, router, windowed, first) = carry, each
         pooled = taken = None
         if routers is not None or features:
             pooled, held = windowed_mean(x, prompt_lengths, windows)
@@ -83,13 +86,31 @@ def sweep(params: Any, tokens: jax.Array, lengths: jax.Array, counts: jax.Array,
         taken = given if taken is None else jnp.where(given == DECIDE, taken, given)
         taken = settle_counts(taken, before, index == model.num_layers - 1)
         for executed in (0, 1):
-            x = execute(layer, windowed, x, taken > executed)
+            needed = taken > executed
+            x = execute(layer, windowed, x, needed if first is None else needed & (first == jnp.arange(b)))
+        x = x if first is None else x[first]
         return (x, before + taken), (taken, pooled if features else None)
 
     begin = api.embed(params, model, tokens), jnp.zeros(b, jnp.int32)
     (x, _), (taken, pooled) = lax.scan(one, begin, (jnp.arange(model.num_layers), params["layers"],
-                                                    counts.T.astype(jnp.int8), routers, mixed))
+                                                    counts.T.astype(jnp.int8), routers, mixed,
+                                                    None if same is None else same.T))
     return Swept(x, taken.T, pooled)
+
+
+def same_so_far(problems: Sequence[int], counts: np.ndarray) -> np.ndarray:
+    """For each row and layer the first row that has gone the same way until then: int32 `[B, L]`.
+
+    Args:
+      problems: `[B]`, equal where tokens are.
+      counts: `[B, L]`.
+    """
+    out = np.empty(counts.shape, np.int32)
+    known = np.unique(np.asarray(problems), return_inverse=True)[1]
+    for layer in range(counts.shape[1]):
+        _, first, known = np.unique(known * 3 + counts[:, layer], return_index=True, return_inverse=True)
+        out[:, layer] = first[known]
+    return out
 
 
 @functools.partial(jax.jit, static_argnames=("model", "span"))

@@ -1,6 +1,7 @@
 """Rows along routes of their own, against one row at a time along its path."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +12,10 @@ from jaxllm import models
 from jaxllm.models import api
 from jaxllm.routing.counts import to_path
 from jaxllm.routing.router import RouterConfig, init_routers, router_logits
-from jaxllm.routing.sweep import DECIDE, answer_chances, sweep
+from jaxllm.routing.sweep import DECIDE, answer_chances, same_so_far, sweep
 from tests.models.test_transformer import random_model
 
+module = importlib.import_module("jaxllm.routing.sweep")
 L, B, T = 4, 6, 9
 # All of four executions, so that one program follows each.
 ROUTES = np.array([[1, 1, 1, 1], [0, 1, 2, 1], [2, 0, 2, 0], [0, 0, 2, 2], [1, 2, 0, 1], [1, 1, 0, 2]], np.int8)
@@ -52,6 +54,30 @@ def test_each_row_follows_its_own_route(kind, changes):
         for row, n in enumerate(lengths.tolist()):
             want = along(params, config, tokens[row:row + 1], jnp.array(to_path(ROUTES[row])), n)[0]
             np.testing.assert_allclose(found[row, :n], want[:n], atol=2e-5, rtol=1e-5)
+
+
+def test_rows_that_are_the_same_so_far_are_computed_once(monkeypatch):
+    params, config, tokens, lengths = case("llama")
+    problems, counts = [0, 1, 0, 0, 1, 1], np.array([[1, 1, 2, 1], [1, 1, 1, 1], [1, 1, 2, 1], [1, 1, 0, 2],
+                                                     [0, 1, 1, 1], [1, 1, 1, 0]], np.int8)
+    tokens, lengths = tokens[jnp.array(problems)], lengths[jnp.array(problems)]
+    same = same_so_far(problems, counts)
+    for row in range(B):
+        for layer in range(L):
+            alike = [r for r in range(B) if problems[r] == problems[row]
+                     and (counts[r, :layer + 1] == counts[row, :layer + 1]).all()]
+            assert same[row, layer] == alike[0]
+    each, once = (sweep(params, tokens, lengths, jnp.array(counts), same=s, model=config, chunk=1)
+                  for s in (None, same))
+    np.testing.assert_allclose(once.x, each.x, atol=1e-6)
+    np.testing.assert_array_equal(once.counts, counts)
+    # The work done: rows that are asked for, layer by layer.
+    executed = []
+    monkeypatch.setattr(module, "run_rows", lambda run, needed, rows, chunk: executed.append(needed) or rows)
+    with jax.disable_jit():
+        sweep(params, tokens, lengths, jnp.array(counts), same=same, model=config, chunk=1)
+    distinct = {(problems[r], tuple(counts[r, :layer + 1].tolist())) for r in range(B) for layer in range(L)}
+    assert sum(int(n.sum()) for n in executed) == sum(c[-1] for _, c in distinct) < counts.sum()
 
 
 def naive_logits(router, x, windows):
