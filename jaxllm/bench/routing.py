@@ -24,10 +24,10 @@ from jaxllm.generation import Engine, EngineConfig, Request, Sampling
 from jaxllm.models import ModelConfig, api, follow, unstack
 from jaxllm.models.layers import attend
 from jaxllm.routing.counts import to_path
+from jaxllm.routing.forward import answer_chances, sweep
 from jaxllm.routing.problems import Problem
 from jaxllm.routing.rewards import TeacherForced
-from jaxllm.routing.search import SearchConfig, search
-from jaxllm.routing.sweep import answer_chances, sweep
+from jaxllm.routing.tree_search import SearchConfig, search
 from jaxllm.tracking import environment
 
 BATCH, CHUNK, LENGTH, ANSWER = 32, 4, 64, 15  # the paper decodes 10 tokens (ARC) or 15 (DART)

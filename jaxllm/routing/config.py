@@ -6,9 +6,9 @@ import dataclasses
 from typing import Literal
 
 from jaxllm.config import check
-from jaxllm.rl.config import PromptsConfig
+from jaxllm.rl.config import PromptsConfig, RewardConfig
 from jaxllm.routing.router import RouterConfig
-from jaxllm.routing.search import SearchConfig
+from jaxllm.routing.tree_search import SearchConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,12 +20,15 @@ class FamilyConfig:
       prompts: where they come from; a record's answer, or a task's response, is the answer that is wanted.
       size: how many, from the first one on; all by default.
       role: `train` problems are searched and learned from, `in` and `out` ones test routers in and out of domain.
+      verifier: scores what was decoded, full marks being right; a task's own scorer by default, and for records whether
+        the text is the answer.
     """
 
     name: str
     prompts: PromptsConfig
     size: int | None = None
     role: Literal["train", "in", "out"] = "train"
+    verifier: RewardConfig | None = None
 
     def __post_init__(self) -> None:
         check(self.size is None or self.size >= 1, "families.size", self.size, "must be at least 1")
@@ -71,7 +74,7 @@ class RoutingConfig:
       model: Hugging Face directory of a causal model.
       families: of problems.
       reward: `forced` says from one teacher-forced pass whether greedy decoding would give exactly the wanted answer;
-        `generated` decodes and asks the task's scorer.
+        `generated` decodes and asks the family's verifier.
       end: the answer must end there (with `forced`: a stop token is part of it).
       max_tokens: of a generated answer.
       search: for routes of `train` problems, and of the others for the oracle.

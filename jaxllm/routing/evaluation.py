@@ -31,13 +31,13 @@ from jaxllm.models.paths import DECIDE
 from jaxllm.routing.config import FamilyConfig
 from jaxllm.routing.counts import CLASSES
 from jaxllm.routing.decider import PromptRouter
+from jaxllm.routing.forward import answer_chances, sweep
 from jaxllm.routing.per_token import per_token_sweep
 from jaxllm.routing.problems import Problem
 from jaxllm.routing.rewards import answer_text, scorer
 from jaxllm.routing.run import Opened, search_family
 from jaxllm.routing.saved import FILE, SavedRouters, load_routers
-from jaxllm.routing.search import Found
-from jaxllm.routing.sweep import answer_chances, sweep
+from jaxllm.routing.tree_search import Found
 from jaxllm.studies import mean_interval, paired_interval
 
 EVALUATION = "evaluation.json"
@@ -212,7 +212,7 @@ def _static(opened: Opened, out: Path, budget: float, config: EvaluateConfig,
 
 def _generated(opened: Opened, problems: Sequence[Problem], saved: SavedRouters, lean: float) -> dict[str, Any]:
     """Accuracy by the task's scorer, tokens and seconds of decoding all problems, unrouted and routed."""
-    score, out = scorer(opened.tasks), {}
+    score, out = scorer(opened.verifiers), {}
     decider = PromptRouter(saved.routers, jnp.float32(lean), saved.config.windows)
     for name, engine in (("unrouted", opened.engine(layer_routes=False)), ("routed", opened.engine(decider))):
         requests = [Request(i, p.prompt, opened.config.max_tokens, Sampling(0.0)) for i, p in enumerate(problems)]

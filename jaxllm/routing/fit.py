@@ -20,9 +20,9 @@ from jax import lax
 from jaxllm.models import ModelConfig
 from jaxllm.routing.config import FitConfig
 from jaxllm.routing.counts import CLASSES
+from jaxllm.routing.forward import sweep
 from jaxllm.routing.problems import Problem
 from jaxllm.routing.router import RouterConfig, init_routers, router_logits
-from jaxllm.routing.sweep import sweep
 
 
 class Features(NamedTuple):

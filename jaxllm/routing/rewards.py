@@ -11,9 +11,10 @@ from tokenizers import Tokenizer
 from jaxllm.config import check
 from jaxllm.generation import Completion, Engine, Request, Sampling
 from jaxllm.models import ModelConfig
+from jaxllm.rl.rewards import Reward, Sample
+from jaxllm.routing.forward import answer_chances, same_so_far, sweep
 from jaxllm.routing.problems import Problem
-from jaxllm.routing.search import Verdict
-from jaxllm.routing.sweep import answer_chances, same_so_far, sweep
+from jaxllm.routing.tree_search import Verdict
 
 # Whether an answer's text is right.
 Score = Callable[[Problem, str], bool]
@@ -94,12 +95,9 @@ def answer_text(completion: Completion, engine: Engine, tokenizer: Tokenizer) ->
     return tokenizer.decode([t for t in completion.tokens.tolist() if t not in engine.config.stop_ids])
 
 
-def scorer(tasks: Mapping[str, Any]) -> Score:
-    """Scores by each family's own task, full marks alone being right; the wanted text itself where it has none."""
+def scorer(verifiers: Mapping[str, Reward]) -> Score:
+    """Scores by each family's verifier, full marks alone being right."""
     def right(problem: Problem, text: str) -> bool:
-        task = tasks.get(problem.family)
-        if task is None:
-            return text.strip() == str(problem.entry["answer"]).strip()
-        return float(task.score(text, dict(problem.entry))) >= 1.0
+        return verifiers[problem.family]([Sample(problem.text, text, problem.entry)])[0] >= 1.0
 
     return right

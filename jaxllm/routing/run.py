@@ -21,13 +21,16 @@ from jaxllm.files import read_json, write_json
 from jaxllm.generation import Engine, EngineConfig, describe_model, stop_ids
 from jaxllm.models import ModelConfig
 from jaxllm.parallel import make_mesh
+from jaxllm.rl.config import RewardConfig
+from jaxllm.rl.prompts import make_verifier
+from jaxllm.rl.rewards import Reward
 from jaxllm.routing.config import FamilyConfig, RoutingConfig
 from jaxllm.routing.counts import check_counts
 from jaxllm.routing.fit import collect, fit_routers
 from jaxllm.routing.problems import Problem, load_problems
 from jaxllm.routing.rewards import Generated, TeacherForced, scorer
 from jaxllm.routing.saved import FILE, model_hash, save_routers
-from jaxllm.routing.search import Evaluate, Found, search
+from jaxllm.routing.tree_search import Evaluate, Found, search
 
 SEARCH, FIT = "search", "fit.json"
 Progress = Callable[[str], None]
@@ -45,7 +48,7 @@ class Opened:
       stops: tokens that end an answer.
       base: `model_hash`.
       problems: by family.
-      tasks: by family, those that have a scorer.
+      verifiers: of decoded answers, by family.
     """
 
     config: RoutingConfig
@@ -55,7 +58,7 @@ class Opened:
     stops: tuple[int, ...]
     base: str
     problems: dict[str, list[Problem]]
-    tasks: dict[str, Any]
+    verifiers: dict[str, Reward]
 
     def families(self, *roles: str) -> list[FamilyConfig]:
         """Those of the config with one of these roles."""
@@ -77,7 +80,7 @@ class Opened:
         """Verdicts of routes as the config asks for."""
         c = self.config
         if c.reward == "generated":
-            return Generated(engine(), problems, self.tokenizer, scorer(self.tasks), c.max_tokens)
+            return Generated(engine(), problems, self.tokenizer, scorer(self.verifiers), c.max_tokens)
         return TeacherForced(self.params, self.model, problems, batch=c.batch, chunk=c.rows, bucket=c.bucket)
 
 
@@ -92,17 +95,17 @@ def open_routing(config: RoutingConfig) -> Opened:
           "a bidirectional model needs reward=generated")
     check(described.causal, "model", config.model, "is bidirectional: follow a path by jaxllm.models.follow and decode "
           "with jaxllm.diffusion")
-    stops, problems, tasks = stop_ids(config.model, described, tokenizer), {}, {}
+    stops, problems, verifiers = stop_ids(config.model, described, tokenizer), {}, {}
     for family in config.families:
         problems[family.name], prompts = load_problems(config, family, tokenizer, stops, described.max_length)
-        if prompts.task is not None:
-            tasks[family.name] = prompts.task
+        default = RewardConfig(name="exact" if prompts.task is None else "task")
+        verifiers[family.name] = make_verifier(family.verifier or default, prompts)
     base = model_hash(config.model)
     import jax
 
     dtype = config.dtype or ("float32" if jax.default_backend() == "cpu" else None)  # CPUs emulate half precision
     params, model = load_pretrained(config.model, mesh=make_mesh(1, 1, 1, devices=jax.devices()[:1]), dtype=dtype)
-    return Opened(config, params, model, tokenizer, stops, base, problems, tasks)
+    return Opened(config, params, model, tokenizer, stops, base, problems, verifiers)
 
 
 def search_family(opened: Opened, family: FamilyConfig, out: str | Path, *, engine: Callable[[], Engine] | None = None,

@@ -14,8 +14,8 @@ from jaxllm.generation import Engine, EngineConfig, Request, Sampling
 from jaxllm.models import unstack
 from jaxllm.routing.counts import to_path
 from jaxllm.routing.decider import PromptRouter
+from jaxllm.routing.forward import DECIDE, sweep
 from jaxllm.routing.router import RouterConfig, init_routers
-from jaxllm.routing.sweep import DECIDE, sweep
 from tests.models.test_transformer import random_model
 
 L, N = 4, 16

@@ -11,10 +11,10 @@ from jaxllm.config import ConfigError
 from jaxllm.routing.config import FitConfig
 from jaxllm.routing.counts import identity
 from jaxllm.routing.fit import Features, agreement, class_weights, collect, fit_routers, focal_loss, layer_logits
+from jaxllm.routing.forward import sweep
 from jaxllm.routing.problems import Problem
 from jaxllm.routing.router import RouterConfig, decide, init_routers, router_logits
 from jaxllm.routing.saved import load_routers, model_hash, save_routers
-from jaxllm.routing.sweep import sweep
 from tests.models.test_transformer import random_model
 
 

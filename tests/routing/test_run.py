@@ -157,7 +157,7 @@ def test_per_token_decisions_against_one_token_at_a_time():
     x, counts = per_token_sweep(params, tokens, jnp.array([n]), model=config, routers=routers, windows=4)
     assert len(np.unique(counts)) == 3
     from jaxllm.models import api
-    from tests.routing.test_sweep import naive_logits
+    from tests.routing.test_forward import naive_logits
 
     project, finish = (jax.jit(f, static_argnames="config") for f in (api.project, api.finish))
     state, tables = np.asarray(api.embed(params, config, tokens)), api.tables(config, jnp.arange(t)[None])

@@ -53,7 +53,8 @@ def main() -> None:
     parser.add_argument("--deadline", type=float, help="start no further cell after this many seconds")
     args = parser.parse_args()
     if not CELLS.exists():
-        convert(ConvertConfig(tie_break="gene"), CELLS, data=[to_anndata(simulate_corpus(CorpusConfig(cells=6000, genes=300)))])
+        corpus = to_anndata(simulate_corpus(CorpusConfig(cells=6000, genes=300)))
+        convert(ConvertConfig(tie_break="gene"), CELLS, data=[corpus])
     records = run_study("sizes", ARMS, SEEDS, measure, OUT, deadline_s=args.deadline)
     x = np.array([r["without_embeddings"] for r in records], float)
     y = np.array([r["loss"] for r in records])

@@ -11,11 +11,11 @@ import pytest
 from jaxllm import models
 from jaxllm.models import api
 from jaxllm.routing.counts import to_path
+from jaxllm.routing.forward import DECIDE, answer_chances, same_so_far, sweep
 from jaxllm.routing.router import RouterConfig, init_routers, router_logits
-from jaxllm.routing.sweep import DECIDE, answer_chances, same_so_far, sweep
 from tests.models.test_transformer import random_model
 
-module = importlib.import_module("jaxllm.routing.sweep")
+module = importlib.import_module("jaxllm.routing.forward")
 L, B, T = 4, 6, 9
 # All of four executions, so that one program follows each.
 ROUTES = np.array([[1, 1, 1, 1], [0, 1, 2, 1], [2, 0, 2, 0], [0, 0, 2, 2], [1, 2, 0, 1], [1, 1, 0, 2]], np.int8)

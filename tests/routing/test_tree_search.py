@@ -7,7 +7,7 @@ import pytest
 
 from jaxllm.config import ConfigError
 from jaxllm.routing.counts import check_counts, edits, from_path, identity, to_path
-from jaxllm.routing.search import SearchConfig, Tree, Verdict, edits_of, search
+from jaxllm.routing.tree_search import SearchConfig, Tree, Verdict, edits_of, search
 
 L = 6
 
