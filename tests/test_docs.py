@@ -12,6 +12,7 @@ from jaxllm.cli.study import StudyConfig
 from jaxllm.cli.train import open_config
 from jaxllm.config import load, settings
 from jaxllm.diffusion import shipped_model
+from jaxllm.routing import RoutingConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +33,9 @@ def test_config_loads(path):
         study = load(StudyConfig, path)
         for arm in (*study.arms.values(), (study.before,)):
             assert all((ROOT / part.config).is_file() for part in arm if part is not None and part.config)
+        return
+    if path.parent.name == "routing":
+        assert load(RoutingConfig, path).families
         return
     # A config that goes on from a run is tried with the shipped model in its place, unless it says what it expects.
     given = settings(path)[0]

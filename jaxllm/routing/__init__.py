@@ -4,8 +4,8 @@ A frozen model's route says how often each layer runs (0, 1, 2), once for a whol
 executed. Entry points: `search` (tree search, many problems in a batch), `sweep` (each row along its own route),
 `fit_routers`, `PromptRouter` (an engine's decider), `open_routing`, `search_family`, `train_routers`,
 `evaluate_routers`; one route for all rows is `jaxllm.models.follow`. Not reproduced: the paper's figures (its models
-and data are not at hand; configs are). Differences: a real tree in place of the released chain, one decision a sequence in
-place of one a token (`per_token` has that), a cache slot for each execution.
+and data are not at hand; configs are). Differences: a real tree in place of the released chain, one decision a sequence
+in place of one a token (`per_token` has that), a cache slot for each execution.
 """
 
 import importlib
