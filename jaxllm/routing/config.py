@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from jaxllm.config import check
+from jaxllm.diffusion import DecodeConfig
 from jaxllm.rl.config import PromptsConfig, RewardConfig
 from jaxllm.routing.router import RouterConfig
 from jaxllm.routing.tree_search import SearchConfig
@@ -71,7 +72,7 @@ class RoutingConfig:
     """A frozen model, problems, and what is done with them.
 
     Attributes:
-      model: Hugging Face directory of a causal model.
+      model: Hugging Face directory of a causal or a masked-diffusion model; the latter needs `reward: generated`.
       families: of problems.
       reward: `forced` says from one teacher-forced pass whether greedy decoding would give exactly the wanted answer;
         `generated` decodes and asks the family's verifier.
@@ -83,6 +84,7 @@ class RoutingConfig:
       batch: rows evaluated together.
       chunk: of them, rows computed at a time; an eighth by default.
       bucket: rows are padded to multiples of so many tokens.
+      decode: how a masked-diffusion model is decoded; its routers read the prompt beside as many masks.
       dtype: of weights and activations; the checkpoint's by default, float32 on a CPU.
     """
 
@@ -97,6 +99,7 @@ class RoutingConfig:
     batch: int = 64
     chunk: int | None = None
     bucket: int = 32
+    decode: DecodeConfig = DecodeConfig()
     dtype: str | None = None
 
     def __post_init__(self) -> None:

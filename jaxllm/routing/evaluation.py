@@ -33,7 +33,7 @@ from jaxllm.routing.counts import CLASSES
 from jaxllm.routing.decider import PromptRouter
 from jaxllm.routing.forward import answer_chances, sweep
 from jaxllm.routing.per_token import per_token_sweep
-from jaxllm.routing.problems import Problem
+from jaxllm.routing.problems import Problem, reading
 from jaxllm.routing.rewards import answer_text, scorer
 from jaxllm.routing.run import Opened, search_family
 from jaxllm.routing.saved import FILE, SavedRouters, load_routers
@@ -53,7 +53,7 @@ class EvaluateConfig:
       static_candidates: routes found in training that are tried as the static one, the most frequent first.
       static_problems: training problems that they are tried on.
       oracle: search the test problems too.
-      generate: also decode every problem unrouted and routed, with the seconds it took.
+      generate: also decode every problem of a causal model unrouted and routed, with the seconds it took.
       seed: of random routes.
     """
 
@@ -141,7 +141,7 @@ def _family(opened: Opened, family: FamilyConfig, out: Path, saved: SavedRouters
         "routed_less_random": _paired(arms["routed"].right, arms["random"].right),
         "decisions": {name: (routes["routed"] == i).mean(0).tolist() for i, name in enumerate(CLASSES)},
         "distinct_routes": len(np.unique(routes["routed"], axis=0))}
-    if config.generate:
+    if config.generate and opened.model.causal:
         report["generated"] = _generated(opened, problems, saved, config.lean)
     return report
 
@@ -149,11 +149,15 @@ def _family(opened: Opened, family: FamilyConfig, out: Path, saved: SavedRouters
 def decided(opened: Opened, problems: Sequence[Problem], saved: SavedRouters, lean: float) -> np.ndarray:
     """The routers' counts int8 `[n, L]`."""
     config, layers, out = opened.config, opened.model.num_layers, []
-    for part, tokens, lengths in _batches(opened, [p.prompt[:-1] for p in problems]):
+    read, at = [reading(p, opened.model, config) for p in problems], 0
+    for part, tokens, lengths in _batches(opened, [r.tokens for r in read]):
+        prompts = np.ones_like(lengths)
+        prompts[:part] = [r.prompt for r in read[at:at + part]]
         swept = sweep(opened.params, tokens, lengths, np.full((len(tokens), layers), DECIDE, np.int8),
-                      model=opened.model, chunk=config.rows, routers=saved.routers, windows=saved.config.windows,
-                      lean=jnp.float32(lean))
+                      model=opened.model, chunk=config.rows, routers=saved.routers, prompt_lengths=prompts,
+                      windows=saved.config.windows, lean=jnp.float32(lean))
         out.append(np.asarray(swept.counts)[:part])
+        at += part
     return np.concatenate(out)
 
 

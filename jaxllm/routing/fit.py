@@ -21,7 +21,7 @@ from jaxllm.models import ModelConfig
 from jaxllm.routing.config import FitConfig
 from jaxllm.routing.counts import CLASSES
 from jaxllm.routing.forward import sweep
-from jaxllm.routing.problems import Problem
+from jaxllm.routing.problems import Reading
 from jaxllm.routing.router import RouterConfig, init_routers, router_logits
 
 
@@ -33,23 +33,24 @@ class Features(NamedTuple):
     labels: Any
 
 
-def collect(params: Any, model: ModelConfig, problems: Sequence[Problem], counts: np.ndarray, config: RouterConfig, *,
+def collect(params: Any, model: ModelConfig, read: Sequence[Reading], counts: np.ndarray, config: RouterConfig, *,
             batch: int, chunk: int, bucket: int) -> Features:
-    """One pass over the prompts, each along its labelled route `counts` `[N, L]`; all but the last token is read."""
+    """One pass over what routers read, each along its labelled route `counts` `[N, L]`."""
     pooled, held = [], []
-    for start in range(0, len(problems), batch):
-        part = problems[start:start + batch]
-        lengths = np.ones(batch, np.int32)
-        lengths[:len(part)] = [len(p.prompt) - 1 for p in part]
+    for start in range(0, len(read), batch):
+        part = read[start:start + batch]
+        lengths, prompts = np.ones(batch, np.int32), np.ones(batch, np.int32)
+        lengths[:len(part)], prompts[:len(part)] = [len(r.tokens) for r in part], [r.prompt for r in part]
         tokens = np.zeros((batch, -(-int(lengths.max()) // bucket) * bucket), np.int32)
         routes = np.zeros((batch, model.num_layers), np.int8)
-        for row, problem in enumerate(part):
-            tokens[row, :lengths[row]] = problem.prompt[:-1]
+        for row, reading in enumerate(part):
+            tokens[row, :lengths[row]] = reading.tokens
             routes[row] = counts[start + row]
-        swept = sweep(params, tokens, lengths, routes, model=model, chunk=chunk, windows=config.windows, features=True)
+        swept = sweep(params, tokens, lengths, routes, model=model, chunk=chunk, prompt_lengths=prompts,
+                      windows=config.windows, features=True)
         assert swept.features is not None
         pooled.append(np.asarray(swept.features)[:, :len(part)].swapaxes(0, 1))
-        held.append(np.arange(config.windows) < lengths[:len(part), None])
+        held.append(np.arange(config.windows) < prompts[:len(part), None])
     return Features(np.concatenate(pooled), np.concatenate(held), np.asarray(counts, np.int8))
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 
 from jaxllm.config import ConfigError, check
+from jaxllm.models import ModelConfig
 from jaxllm.rl.prompts import Prompts
 from jaxllm.routing.config import FamilyConfig, RoutingConfig
 
@@ -19,7 +20,7 @@ class Problem:
 
     Attributes:
       family, index: its place.
-      prompt: token ids, at least two: routers read all but the last.
+      prompt: token ids, at least two: routers of a causal model read all but the last.
       answer: token ids of the wanted answer, with a stop token if it must end there.
       text, entry: what a scorer reads.
     """
@@ -31,14 +32,9 @@ class Problem:
     text: str
     entry: Mapping[str, Any]
 
-    @property
-    def key(self) -> str:
-        """Its name in files."""
-        return f"{self.family}/{self.index}"
-
 
 def load_problems(config: RoutingConfig, family: FamilyConfig, tokenizer: Tokenizer, stops: Sequence[int],
-                  longest: int) -> tuple[list[Problem], Prompts]:
+                  model: ModelConfig) -> tuple[list[Problem], Prompts]:
     """The problems of a family, and the prompts that they come from, whose task scores answers.
 
     Args:
@@ -46,12 +42,12 @@ def load_problems(config: RoutingConfig, family: FamilyConfig, tokenizer: Tokeni
       family: which.
       tokenizer: of the model.
       stops: the model's stop tokens; the first one ends an answer.
-      longest: tokens that the model reads.
+      model: description.
 
     Raises:
       ConfigError: fewer problems than asked for, an empty answer, or one that does not fit.
     """
-    name = f"families[{family.name}]"
+    name, causal, longest = f"families[{family.name}]", model.causal, model.max_length
     prompts = Prompts(family.prompts, tokenizer, name)
     size = family.size or len(prompts)
     check(size <= len(prompts), f"{name}.size", size, f"there are {len(prompts)} prompts")
@@ -65,8 +61,23 @@ def load_problems(config: RoutingConfig, family: FamilyConfig, tokenizer: Tokeni
         if len(prompt.tokens) < 2:
             raise ConfigError(f"{name}, {prompt.name}: a prompt of one token; routers read all but the last")
         answer += tuple(stops[:1]) if config.end else ()
-        total = len(prompt.tokens) + max(len(answer), config.max_tokens)
+        total = len(prompt.tokens) + (max(len(answer), config.max_tokens) if causal else config.decode.gen_length)
         if total > longest:
             raise ConfigError(f"{name}, {prompt.name}: {total} tokens with the answer; the model reads {longest}")
         found.append(Problem(family.name, index, prompt.tokens, answer, prompt.text, prompt.entry))
     return found, prompts
+
+
+class Reading(NamedTuple):
+    """What routers look at: tokens of a pass, and how many of them, from the first on, they read."""
+
+    tokens: tuple[int, ...]
+    prompt: int
+
+
+def reading(problem: Problem, model: ModelConfig, config: RoutingConfig) -> Reading:
+    """A causal model's prompt but for its last token, which the engine reads with the answer; else prompt and masks."""
+    if model.causal:
+        return Reading(problem.prompt[:-1], len(problem.prompt) - 1)
+    assert model.mask_id is not None
+    return Reading(problem.prompt + (model.mask_id,) * config.decode.gen_length, len(problem.prompt))

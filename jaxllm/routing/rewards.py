@@ -1,4 +1,8 @@
-"""Whether a route solves a problem: by one teacher-forced pass for many at a time, or by decoding."""
+"""Whether a route solves a problem: by one teacher-forced pass for many at a time, or by decoding.
+
+Decoding is the engine's for a causal model, each request along its route; a masked-diffusion model is decoded along one
+route at a time, all its problems together.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jaxllm.config import check
+from jaxllm.diffusion import DecodeConfig, decode_prompts
 from jaxllm.generation import Completion, Engine, Request, Sampling
-from jaxllm.models import ModelConfig
+from jaxllm.models import ModelConfig, follow
 from jaxllm.rl.rewards import Reward, Sample
+from jaxllm.routing.counts import to_path
 from jaxllm.routing.forward import answer_chances, same_so_far, sweep
 from jaxllm.routing.problems import Problem
 from jaxllm.routing.tree_search import Verdict
@@ -88,6 +94,51 @@ class Generated:
         said = self._engine.run(requests)
         return [Verdict(self._score(self._problems[number], answer_text(c, self._engine, self._tokenizer)),
                         float(c.logprobs.sum())) for (number, _), c in zip(asked, said, strict=True)]
+
+
+class Diffused:
+    """Verdicts from decoding a masked-diffusion model; the score is minus the forward passes it took."""
+
+    def __init__(self, params: Any, model: ModelConfig, problems: Sequence[Problem], tokenizer: Tokenizer, score: Score,
+                 config: DecodeConfig, batch: int) -> None:
+        """Verdicts for these problems.
+
+        Args:
+          params: unstacked.
+          model: bidirectional description.
+          problems: by number.
+          tokenizer: of the model.
+          score: of texts.
+          config: how masks become tokens.
+          batch: prompts decoded together at most; fewer are padded to a power of two.
+        """
+        self._params, self._model, self._problems, self._tokenizer = params, model, problems, tokenizer
+        self._score, self._config, self._batch = score, config, batch
+
+    def __call__(self, asked: Sequence[tuple[int, np.ndarray]]) -> list[Verdict]:
+        """A verdict for each (problem, counts `[L]`); those of equal counts are decoded together."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for place, (_, counts) in enumerate(asked):
+            groups.setdefault(tuple(int(c) for c in counts), []).append(place)
+        out: dict[int, Verdict] = {}
+        for counts, places in groups.items():
+            params, model = follow(self._params, self._model, to_path(counts))
+            for start in range(0, len(places), self._batch):
+                part = places[start:start + self._batch]
+                prompts = [self._problems[asked[place][0]].prompt for place in part]
+                prompts += prompts[-1:] * ((1 << (len(part) - 1).bit_length()) - len(part))
+                result = decode_prompts(params, prompts, model=model, config=self._config)
+                tokens, steps = np.asarray(result.tokens), np.asarray(result.record.steps)
+                for row, place in enumerate(part):
+                    text = self._tokenizer.decode(_until(tokens[row], self._model.eos_id))
+                    right = self._score(self._problems[asked[place][0]], text)
+                    out[place] = Verdict(right, -float(steps[row]))
+        return [out[place] for place in range(len(asked))]
+
+
+def _until(tokens: np.ndarray, end: int | None) -> list[int]:
+    found = tokens.tolist()
+    return found[:found.index(end)] if end in found else found
 
 
 def answer_text(completion: Completion, engine: Engine, tokenizer: Tokenizer) -> str:

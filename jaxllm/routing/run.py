@@ -19,7 +19,7 @@ from jaxllm.checkpoint import load_pretrained
 from jaxllm.config import ConfigError, check, to_dict
 from jaxllm.files import read_json, write_json
 from jaxllm.generation import Engine, EngineConfig, describe_model, stop_ids
-from jaxllm.models import ModelConfig
+from jaxllm.models import ModelConfig, unstack
 from jaxllm.parallel import make_mesh
 from jaxllm.rl.config import RewardConfig
 from jaxllm.rl.prompts import make_verifier
@@ -27,8 +27,8 @@ from jaxllm.rl.rewards import Reward
 from jaxllm.routing.config import FamilyConfig, RoutingConfig
 from jaxllm.routing.counts import check_counts
 from jaxllm.routing.fit import collect, fit_routers
-from jaxllm.routing.problems import Problem, load_problems
-from jaxllm.routing.rewards import Generated, TeacherForced, scorer
+from jaxllm.routing.problems import Problem, load_problems, reading
+from jaxllm.routing.rewards import Diffused, Generated, TeacherForced, scorer
 from jaxllm.routing.saved import FILE, model_hash, save_routers
 from jaxllm.routing.tree_search import Evaluate, Found, search
 
@@ -79,6 +79,9 @@ class Opened:
     def evaluator(self, problems: Sequence[Problem], engine: Callable[[], Engine]) -> Evaluate:
         """Verdicts of routes as the config asks for."""
         c = self.config
+        if not self.model.causal:
+            return Diffused(unstack(self.params, self.model), self.model, problems, self.tokenizer,
+                            scorer(self.verifiers), c.decode, c.batch)
         if c.reward == "generated":
             return Generated(engine(), problems, self.tokenizer, scorer(self.verifiers), c.max_tokens)
         return TeacherForced(self.params, self.model, problems, batch=c.batch, chunk=c.rows, bucket=c.bucket)
@@ -93,11 +96,9 @@ def open_routing(config: RoutingConfig) -> Opened:
     described, tokenizer = describe_model(config.model)
     check(described.causal or config.reward == "generated", "reward", config.reward,
           "a bidirectional model needs reward=generated")
-    check(described.causal, "model", config.model, "is bidirectional: follow a path by jaxllm.models.follow and decode "
-          "with jaxllm.diffusion")
     stops, problems, verifiers = stop_ids(config.model, described, tokenizer), {}, {}
     for family in config.families:
-        problems[family.name], prompts = load_problems(config, family, tokenizer, stops, described.max_length)
+        problems[family.name], prompts = load_problems(config, family, tokenizer, stops, described)
         default = RewardConfig(name="exact" if prompts.task is None else "task")
         verifiers[family.name] = make_verifier(family.verifier or default, prompts)
     base = model_hash(config.model)
@@ -194,7 +195,8 @@ def train_routers(opened: Opened, out: str | Path, *, progress: Progress = lambd
     if not problems:
         raise ConfigError(f"{out}: no searched problem has a right route; there is nothing to learn")
     progress(f"collecting what routers read of {len(problems)} prompts")
-    features = collect(opened.params, opened.model, problems, np.array(counts, np.int8), config.router,
+    read = [reading(p, opened.model, config) for p in problems]
+    features = collect(opened.params, opened.model, read, np.array(counts, np.int8), config.router,
                        batch=config.batch, chunk=config.rows, bucket=config.bucket)
     routers, report = fit_routers(features, config.router, config.fit)
     report = {"search": summary, **report}

@@ -12,7 +12,7 @@ from jaxllm.routing.config import FitConfig
 from jaxllm.routing.counts import identity
 from jaxllm.routing.fit import Features, agreement, class_weights, collect, fit_routers, focal_loss, layer_logits
 from jaxllm.routing.forward import sweep
-from jaxllm.routing.problems import Problem
+from jaxllm.routing.problems import Reading
 from jaxllm.routing.router import RouterConfig, decide, init_routers, router_logits
 from jaxllm.routing.saved import load_routers, model_hash, save_routers
 from tests.models.test_transformer import random_model
@@ -51,17 +51,16 @@ def test_the_knob():
 def test_features_are_the_sweeps():
     params, config = random_model("llama", num_layers=3)
     rng = np.random.default_rng(0)
-    problems = [Problem("x", i, tuple(rng.integers(0, 40, n).tolist()), (1,), "", {}) for i, n in
-                enumerate((5, 9, 3))]
+    read = [Reading(tuple(rng.integers(0, 40, n).tolist()), prompt) for n, prompt in ((4, 4), (8, 8), (7, 2))]
     counts = np.array([[1, 0, 2], [1, 1, 1], [0, 2, 1]], np.int8)
     router = RouterConfig(width=8, windows=4)
-    found = collect(params, config, problems, counts, router, batch=2, chunk=1, bucket=8)
+    found = collect(params, config, read, counts, router, batch=2, chunk=1, bucket=8)
     assert found.pooled.shape == (3, 3, 4, config.d_model) and found.held.sum(1).tolist() == [4, 4, 2]
-    for i, p in enumerate(problems):
-        n = len(p.prompt) - 1
-        tokens = jnp.array([p.prompt[:-1] + (0,) * (8 - n)])
+    for i, r in enumerate(read):
+        n = len(r.tokens)
+        tokens = jnp.array([r.tokens + (0,) * (8 - n)])
         alone = sweep(params, tokens, jnp.array([n]), jnp.array(counts[i:i + 1]), model=config, chunk=1, windows=4,
-                      features=True)
+                      features=True, prompt_lengths=jnp.array([r.prompt]))
         np.testing.assert_allclose(found.pooled[i], alone.features[:, 0], atol=1e-5)
 
 
