@@ -20,13 +20,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.config import check
 from jaxllm.files import write_json
-from jaxllm.generation import Engine, Request, Sampling
+from jaxllm.generation import Request, Sampling
 from jaxllm.models.paths import DECIDE
 from jaxllm.routing.config import FamilyConfig
 from jaxllm.routing.counts import CLASSES
@@ -218,7 +217,8 @@ def _generated(opened: Opened, problems: Sequence[Problem], saved: SavedRouters,
     """Accuracy by the task's scorer, tokens and seconds of decoding all problems, unrouted and routed."""
     score, out = scorer(opened.verifiers), {}
     decider = PromptRouter(saved.routers, jnp.float32(lean), saved.config.windows)
-    for name, engine in (("unrouted", opened.engine(layer_routes=False)), ("routed", opened.engine(decider))):
+    for name in ("unrouted", "routed"):
+        engine = opened.engine(decider) if name == "routed" else opened.engine(layer_routes=False)
         requests = [Request(i, p.prompt, opened.config.max_tokens, Sampling(0.0)) for i, p in enumerate(problems)]
         engine.run(requests)  # compiles
         begun = time.perf_counter()
@@ -227,14 +227,8 @@ def _generated(opened: Opened, problems: Sequence[Problem], saved: SavedRouters,
         right = [score(p, answer_text(a, engine, opened.tokenizer)) for p, a in zip(problems, answers, strict=True)]
         out[name] = {"accuracy": _interval(np.array(right, float)), "tokens": sum(len(a.tokens) for a in answers),
                      "seconds": seconds}
-        _free(engine)
+        del engine  # its copy of the weights, before the next one is made
     return out
-
-
-def _free(engine: Engine) -> None:
-    """Its copy of the weights, before the next one is made."""
-    for leaf in jax.tree.leaves(engine._params["layers"]):
-        leaf.delete()
 
 
 def _interval(values: np.ndarray) -> list[float]:
