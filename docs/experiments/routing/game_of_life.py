@@ -1,7 +1,7 @@
 """Layer routers of the shipped masked-diffusion model (4 layers) on the game of life: 3 seeds, every control there is.
 
-One step of the game in domain, two out of domain; Elastic-Cache decodes along the route. Four layers leave 80 routes, of
-which a search tries half.
+One step of the game in domain, two out of domain; Elastic-Cache decodes along the route. Four layers leave 80 routes,
+of which a search tries half.
 Run: python docs/experiments/routing/game_of_life.py [--deadline SECONDS]        (goes on where it stopped)
 """
 
