@@ -54,7 +54,8 @@ def bench(quick: bool) -> dict[str, Any]:
     sides = {**reading, "plain_pass": lambda: plain(params, tokens),
               "mixed_pass": lambda: sweep(params, tokens, lengths, counts, model=model, chunk=CHUNK).x}
     words = rng.integers(0, model.vocab_size, (trees, LENGTH)).tolist()
-    problems = [Problem("bench", i, tuple(row[:-ANSWER]), tuple(row[-ANSWER:]), "", {}) for i, row in enumerate(words)]
+    problems = [Problem("bench", i, tuple(row[:-ANSWER]), tuple(row[-ANSWER:]), ANSWER, "", {})
+                for i, row in enumerate(words)]
     forced = TeacherForced(params, model, problems, batch=BATCH, chunk=CHUNK, bucket=LENGTH)
     engine = Engine(params, model, EngineConfig(slots=1, length=LENGTH, chunk=ANSWER, prompt_bucket=LENGTH,
                                                 layer_routes=True))

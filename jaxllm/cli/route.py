@@ -85,7 +85,8 @@ def evaluation_tables(report: dict[str, Any]) -> list[Any]:
         rows = [[arm, r["accuracy"][0], _range(r["accuracy"]),
                  _range(found["less_unrouted"][arm]) if arm in found["less_unrouted"] else "",
                  100 * r["saved"][0]] for arm, r in found["arms"].items()]
-        out.append(table(f"{name}, {found['problems']} problems ({found['role']})",
+        known = f", {found['also_in_training']} of them learned from" if found["also_in_training"] else ""
+        out.append(table(f"{name}, {found['problems']} problems ({found['role']}){known}",
                          ["arm", "accuracy", "95 %", "less unrouted, 95 %", "% of layers saved"], rows))
         if "generated" in found:
             out.append(table(f"{name}, decoded", ["arm", "accuracy", "95 %", "tokens", "seconds"], [

@@ -211,8 +211,9 @@ class Engine:
         if request.stop and self._tokenizer is None:
             raise ConfigError(f"{name}: stop texts need the engine's tokenizer")
         if request.counts is not None:
-            check_counts(request.counts, self.model.num_layers, f"{name}: counts")
             check(self.config.layer_routes, "layer_routes", False, f"must be true for the counts of {name}")
+            counts = check_counts(request.counts, self.model.num_layers, f"{name}: counts")
+            request = dataclasses.replace(request, counts=tuple(counts.tolist()))
         self._waiting.append(request)
 
     @property
@@ -362,6 +363,7 @@ class Engine:
             return []
         s, out = self._state, []
         tokens, logprobs, versions, lengths = (np.asarray(x) for x in (s.tokens, s.logprobs, s.versions, s.lengths))
+        counts = None if s.counts is None else np.asarray(s.counts)
         for slot, reason in ended.items():
             request = self._active.pop(slot)
             self._checked.pop(slot, None)
@@ -371,7 +373,7 @@ class Engine:
             routes = None if s.routes is None else np.asarray(s.routes[:, slot])[:, :end - 1]
             out.append(Completion(request.id, tuple(request.prompt), tokens[slot, n:end].copy(),
                                   logprobs[slot, n:end].copy(), versions[slot, n:end].copy(), reason, routes,
-                                  None if s.counts is None else np.asarray(s.counts[slot])))
+                                  None if counts is None else counts[slot]))
         running = np.asarray(s.running).copy()
         if running[list(ended)].any():  # cancelled, or cut at a stop text
             running[list(ended)] = False

@@ -21,7 +21,7 @@ from jaxllm.config import ConfigError
 from jaxllm.models.cache import KVCache
 from jaxllm.models.config import ModelConfig
 from jaxllm.models.masks import mixed_windows
-from jaxllm.models.transformer import ScanBlock
+from jaxllm.models.transformer import block_class
 
 DECIDE = -1  # a count of executions that is left to a router
 MOST = 2  # executions of a layer
@@ -51,7 +51,7 @@ def check_counts(counts: Sequence[int] | np.ndarray, layers: int, name: str = "c
     found = np.asarray(counts)
     if found.shape != (layers,):
         raise ConfigError(f"{name}: has the shape {found.shape}; a route of this model has {layers} counts")
-    for layer in np.flatnonzero((found < 0) | (found > MOST)):
+    for layer in np.flatnonzero((found < 0) | (found > MOST) | (found != np.floor(found))):
         raise ConfigError(f"{name}[{layer}]={found[layer]}: a layer runs 0, 1 or 2 times")
     if not found.any():
         raise ConfigError(f"{name}: skips every layer; a route has at least one")
@@ -95,7 +95,7 @@ def apply_path(params: Any, config: ModelConfig, path: jax.Array, x: jax.Array, 
         index, layer_cache, forced = each
         layer = jax.tree.map(lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False), params["layers"])
         windowed = None if windows is None else windows[index]
-        return ScanBlock(config).apply({"params": layer}, x, layer_cache, forced, windowed, *shared)  # type: ignore
+        return block_class(config)(config).apply({"params": layer}, x, layer_cache, forced, windowed, *shared)
 
     caches = None if cache is None else (cache.k, cache.v)
     x, (caches, stats) = lax.scan(run, x, (path, caches, routes))

@@ -55,7 +55,8 @@ class ScanBlock(Block):
         return with_logical_constraint(x, ("batch", "length", "act_embed")), (layer_cache, stats)
 
 
-def _remat(config: ModelConfig):
+def block_class(config: ModelConfig) -> Any:
+    """The scanned block, recomputed in the backward pass as the config says."""
     if config.remat == "none":
         return ScanBlock
     # Without the batched products of attention, whose [T, S] would outgrow everything else.
@@ -75,7 +76,7 @@ class Transformer(nn.Module):
         # Normal(1/sqrt(D)) keeps tied logits of order one; the untied table starts at the same scale.
         embed_init = nn.initializers.normal(stddev=c.d_model**-0.5 if c.tie_embeddings else 1.0)
         self.embed = _Table((c.vocab_size, c.d_model), ("vocab", "embed"), embed_init, w)
-        scan = nn.scan(_remat(c), variable_axes={"params": 0}, split_rngs={"params": True}, length=c.num_layers,
+        scan = nn.scan(block_class(c), variable_axes={"params": 0}, split_rngs={"params": True}, length=c.num_layers,
                        in_axes=(0, 0, 0, *(nn.broadcast,) * 6),  # pyright: ignore[reportArgumentType]
                        out_axes=0,
                        metadata_params={nn.PARTITION_NAME: "layers"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Literal
 
 from jaxllm.config import check
@@ -33,6 +34,8 @@ class FamilyConfig:
 
     def __post_init__(self) -> None:
         check(self.size is None or self.size >= 1, "families.size", self.size, "must be at least 1")
+        check(re.fullmatch(r"[\w.-]*\w[\w.-]*", self.name) is not None, "families.name", self.name,
+              "names a file: letters, digits, '_', '-' and '.'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,10 @@ class FitConfig:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch"):
             check(getattr(self, name) >= 1, f"fit.{name}", getattr(self, name), "must be at least 1")
-        check(self.gamma >= 0, "fit.gamma", self.gamma, "must not be negative; 0 for plain cross-entropy")
+        check(self.gamma == 0 or self.gamma >= 1, "fit.gamma", self.gamma, "must be 0 (plain cross-entropy) or at "
+              "least 1: in between the gradient of a sure decision is infinite")
+        for name in ("warmup", "learning_rate", "weight_decay"):
+            check(getattr(self, name) >= 0, f"fit.{name}", getattr(self, name), "must not be negative")
         check(0 <= self.beta < 1, "fit.beta", self.beta, "must lie in [0, 1); 0 weighs all classes alike")
         check(0 <= self.validation < 1, "fit.validation", self.validation, "must lie in [0, 1)")
 
@@ -77,7 +83,8 @@ class RoutingConfig:
       reward: `forced` says from one teacher-forced pass whether greedy decoding would give exactly the wanted answer;
         `generated` decodes and asks the family's verifier.
       end: the answer must end there (with `forced`: a stop token is part of it).
-      max_tokens: of a generated answer.
+      max_tokens: of a generated answer. Where it need not end and nothing else says what is right, it has as many
+        tokens as the wanted one.
       search: for routes of `train` problems, and of the others for the oracle.
       router: shape.
       fit: training.

@@ -5,10 +5,10 @@ Arms, each a route for every problem:
   routed       the routers' choice, once for a sequence
   per token    the routers' choice anew at every generated token
   random       the routed counts in random places: as many skips and repeats, of other layers
-  static       one route for all: of those found in training, within the routed mean of executions, the one that solves
-               most training problems
-  early exit   the first layers alone, as many as are executed on average when routed
-  oracle       the shortest right route that search finds knowing the answer: no router can do better
+  static       one route for all: of those found in training, with no more executions than the routed mean rounded up,
+               the one that solves most training problems
+  early exit   the first layers alone, as many as are executed on average when routed (a layer more for some problems)
+  oracle       the shortest right route that a search found knowing the answer, within its budget
 """
 
 from __future__ import annotations
@@ -95,6 +95,8 @@ def evaluate_routers(opened: Opened, out: str | Path, config: EvaluateConfig = E
       progress: told in words.
     """
     out = Path(out)
+    check(bool(opened.families("in", "out")), "families", [f.name for f in opened.config.families],
+          "none has role in or out; name problems to test on")
     saved = load_routers(out / FILE, opened.base, opened.model.num_layers)
     report: dict[str, Any] = {"layers": opened.model.num_layers, "families": {}, "settings":
                               dataclasses.asdict(config)}
@@ -119,10 +121,11 @@ def _family(opened: Opened, family: FamilyConfig, out: Path, saved: SavedRouters
     found = _static(opened, out, budget, config, progress)
     if found is not None:
         routes["static"] = np.tile(np.array(found, np.int8), (len(problems), 1))
-    kept = int(np.clip(round(budget), 1, layers))
-    routes["early exit"] = np.tile((np.arange(layers) < kept).astype(np.int8), (len(problems), 1))
-    arms = {name: Arm(along(counts), counts.sum(1).astype(float)) for name, counts in routes.items()}
     rng = np.random.default_rng(config.seed)
+    more = rng.permutation(len(problems)) < round((budget - int(budget)) * len(problems))
+    kept = np.clip(int(budget) + more, 1, layers)
+    routes["early exit"] = (np.arange(layers) < kept[:, None]).astype(np.int8)
+    arms = {name: Arm(along(counts), counts.sum(1).astype(float)) for name, counts in routes.items()}
     draws = [along(rng.permuted(routes["routed"], axis=1)) for _ in range(config.random_draws)]
     arms["random"] = Arm(np.mean(draws, axis=0), arms["routed"].executions)
     if opened.config.reward == "forced":
@@ -137,7 +140,9 @@ def _family(opened: Opened, family: FamilyConfig, out: Path, saved: SavedRouters
         "role": family.role, "problems": len(problems),
         "arms": {name: arm.report(layers) for name, arm in arms.items()},
         "less_unrouted": {name: _paired(arm.right, plain) for name, arm in arms.items() if name != "unrouted"},
-        "routed_less_random": _paired(arms["routed"].right, arms["random"].right),
+        "routed_less": {name: _paired(arms["routed"].right, arm.right) for name, arm in arms.items()
+                        if name != "routed"},
+        "also_in_training": len({p.prompt for p in problems} & _trained(opened)),
         "decisions": {name: (routes["routed"] == i).mean(0).tolist() for i, name in enumerate(CLASSES)},
         "distinct_routes": len(np.unique(routes["routed"], axis=0))}
     if config.generate and opened.model.causal:
@@ -160,13 +165,18 @@ def decided(opened: Opened, problems: Sequence[Problem], saved: SavedRouters, le
     return np.concatenate(out)
 
 
+def _trained(opened: Opened) -> set[tuple[int, ...]]:
+    """Prompts of the training problems."""
+    return {p.prompt for family in opened.families("train") for p in opened.problems[family.name]}
+
+
 def _per_token(opened: Opened, problems: Sequence[Problem], saved: SavedRouters, lean: float) -> Arm:
     right, executions, at = [], [], 0
     span = max(len(p.answer) for p in problems)
     for part, tokens, lengths in _batches(opened, [p.prompt + p.answer for p in problems]):
         begins = np.ones_like(lengths)
         begins[:part] = [len(p.prompt) for p in problems[at:at + part]]
-        x, counts = per_token_sweep(opened.params, tokens, np.maximum(begins - 1, 1), model=opened.model,
+        x, counts = per_token_sweep(opened.params, tokens, np.maximum(begins, 2), model=opened.model,
                                     routers=saved.routers, windows=saved.config.windows, lean=jnp.float32(lean))
         solved, _ = answer_chances(opened.params, x, tokens, begins, lengths, model=opened.model, span=span)
         right.append(np.asarray(solved)[:part])
@@ -200,9 +210,10 @@ def _static(opened: Opened, out: Path, budget: float, config: EvaluateConfig,
     # The layers skipped most often of all, too: single routes are rarely found twice.
     shares = np.sum([n * np.array(c) for c, n in seen.items()], axis=0)
     layers = opened.model.num_layers
-    skipped = np.argsort(shares, kind="stable")[:max(layers - int(budget), 0)]
+    budget = int(np.ceil(budget - 1e-9))
+    skipped = np.argsort(shares, kind="stable")[:max(layers - budget, 0)]
     ranked = [tuple(int(i not in skipped) for i in range(layers)), *(c for c, _ in seen.most_common())]
-    candidates = [c for c in ranked if sum(c) <= budget + 1e-9][:config.static_candidates]
+    candidates = [c for c in ranked if sum(c) <= budget][:config.static_candidates]
     if not candidates:
         return None
     chosen = np.random.default_rng(config.seed).permutation(len(problems))[:config.static_problems]
@@ -219,7 +230,7 @@ def _generated(opened: Opened, problems: Sequence[Problem], saved: SavedRouters,
     decider = PromptRouter(saved.routers, jnp.float32(lean), saved.config.windows)
     for name in ("unrouted", "routed"):
         engine = opened.engine(decider) if name == "routed" else opened.engine(layer_routes=False)
-        requests = [Request(i, p.prompt, opened.config.max_tokens, Sampling(0.0)) for i, p in enumerate(problems)]
+        requests = [Request(i, p.prompt, p.room, Sampling(0.0)) for i, p in enumerate(problems)]
         engine.run(requests)  # compiles
         begun = time.perf_counter()
         answers = engine.run(requests)

@@ -90,7 +90,7 @@ def fit_routers(features: Features, router: RouterConfig, config: FitConfig) -> 
     weights = class_weights(features.labels[train], config.beta)
     per_epoch = max(len(train) // min(config.batch, len(train)), 1)
     total = per_epoch * config.epochs
-    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, min(config.warmup, max(total // 4, 1)),
+    schedule = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, min(config.warmup, total // 4),
                                                   total)
     optimizer = optax.adamw(schedule, weight_decay=config.weight_decay)
     key = jax.random.key(config.seed)

@@ -28,7 +28,7 @@ def per_token_sweep(params: Any, tokens: jax.Array, prompt_lengths: jax.Array, *
     Args:
       params: stacked, of a causal model.
       tokens: int32 `[B, T]`; what follows a row's end is not seen from before it.
-      prompt_lengths: int32 `[B]`, tokens decided together.
+      prompt_lengths: int32 `[B]`, tokens decided together, at least two; all but the last are read for that.
       model: description.
       routers: of `init_routers`.
       windows: W, of the prompt's decision.
@@ -42,7 +42,7 @@ def per_token_sweep(params: Any, tokens: jax.Array, prompt_lengths: jax.Array, *
 
     def one(carry: tuple[jax.Array, jax.Array], each: Any) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         (x, before), (index, layer, router, windowed) = carry, each
-        pooled, held = windowed_mean(x, prompt_lengths, windows)
+        pooled, held = windowed_mean(x, prompt_lengths - 1, windows)
         together = decide(router_logits(router, pooled, held), lean)
         alone = decide(router_logits(router, x[:, :, None], jnp.ones((b, t, 1), bool)), lean)
         taken = settle_counts(jnp.where(prompt, together[:, None], alone), before, index == model.num_layers - 1)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer
 
 from jaxllm.config import ConfigError, check
+from jaxllm.data import load_chat_template
 from jaxllm.models import ModelConfig
 from jaxllm.rl.prompts import Prompts
 from jaxllm.routing.config import FamilyConfig, RoutingConfig
@@ -22,6 +23,7 @@ class Problem:
       family, index: its place.
       prompt: token ids, at least two: routers of a causal model read all but the last.
       answer: token ids of the wanted answer, with a stop token if it must end there.
+      room: tokens that a decoded answer may have.
       text, entry: what a scorer reads.
     """
 
@@ -29,6 +31,7 @@ class Problem:
     index: int
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
+    room: int
     text: str
     entry: Mapping[str, Any]
 
@@ -41,7 +44,7 @@ def load_problems(config: RoutingConfig, family: FamilyConfig, tokenizer: Tokeni
       config: says how answers end.
       family: which.
       tokenizer: of the model.
-      stops: the model's stop tokens; the first one ends an answer.
+      stops: the model's stop tokens; what ends an answer is the chat template's own, or else the model's.
       model: description.
 
     Raises:
@@ -51,21 +54,34 @@ def load_problems(config: RoutingConfig, family: FamilyConfig, tokenizer: Tokeni
     prompts = Prompts(family.prompts, tokenizer, name)
     size = family.size or len(prompts)
     check(size <= len(prompts), f"{name}.size", size, f"there are {len(prompts)} prompts")
-    check(not config.end or len(stops) > 0, "end", True, "the model names no stop token; set end=false")
+    forced = config.reward == "forced"
+    check(not forced or not config.end or len(stops) > 0, "end", True, "the model names no stop token; set end=false")
+    end = _end(family, model, tokenizer, stops) if forced and config.end else ()
+    whole = config.end or prompts.task is not None or family.verifier is not None
     found = []
     for index in range(size):
         prompt = prompts[index]
         answer = tuple(tokenizer.encode(prompt.response, add_special_tokens=False).ids)
-        if not answer:
+        if not answer and forced:
             raise ConfigError(f"{name}, {prompt.name}: no answer to want; give the record one")
-        if len(prompt.tokens) < 2:
+        if causal and len(prompt.tokens) < 2:
             raise ConfigError(f"{name}, {prompt.name}: a prompt of one token; routers read all but the last")
-        answer += tuple(stops[:1]) if config.end else ()
+        answer += end
         total = len(prompt.tokens) + (max(len(answer), config.max_tokens) if causal else config.decode.gen_length)
         if total > longest:
             raise ConfigError(f"{name}, {prompt.name}: {total} tokens with the answer; the model reads {longest}")
-        found.append(Problem(family.name, index, prompt.tokens, answer, prompt.text, prompt.entry))
+        room = config.max_tokens if whole else max(len(answer), 1)
+        found.append(Problem(family.name, index, prompt.tokens, answer, room, prompt.text, prompt.entry))
     return found, prompts
+
+
+def _end(family: FamilyConfig, model: ModelConfig, tokenizer: Tokenizer, stops: Sequence[int]) -> tuple[int]:
+    """The stop token that an answer is wanted to end in."""
+    named: int | None = None
+    if family.prompts.chat_template is not None:
+        special = dict(load_chat_template(family.prompts.chat_template).special_tokens)
+        named = tokenizer.token_to_id(special.get("eos_token", ""))
+    return (next(t for t in (named, model.eos_id, *stops) if t is not None and t in stops),)
 
 
 class Reading(NamedTuple):

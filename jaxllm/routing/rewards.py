@@ -81,15 +81,14 @@ class TeacherForced:
 class Generated:
     """Verdicts from greedy decoding along the route, by the problem's own scorer: slower, for free-form answers."""
 
-    def __init__(self, engine: Engine, problems: Sequence[Problem], tokenizer: Tokenizer, score: Score,
-                 max_tokens: int) -> None:
+    def __init__(self, engine: Engine, problems: Sequence[Problem], tokenizer: Tokenizer, score: Score) -> None:
         """Verdicts for these problems by an engine with `layer_routes`."""
         self._engine, self._problems, self._tokenizer = engine, problems, tokenizer
-        self._score, self._max_tokens = score, max_tokens
+        self._score = score
 
     def __call__(self, asked: Sequence[tuple[int, np.ndarray]]) -> list[Verdict]:
         """A verdict for each (problem, counts `[L]`); the score is the answer's log-probability."""
-        requests = [Request(i, self._problems[number].prompt, self._max_tokens, Sampling(0.0),
+        requests = [Request(i, self._problems[number].prompt, self._problems[number].room, Sampling(0.0),
                             counts=tuple(int(c) for c in counts)) for i, (number, counts) in enumerate(asked)]
         said = self._engine.run(requests)
         return [Verdict(self._score(self._problems[number], answer_text(c, self._engine, self._tokenizer)),

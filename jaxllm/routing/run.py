@@ -7,6 +7,7 @@ what they were trained on and how well.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -67,7 +68,7 @@ class Opened:
     @property
     def longest(self) -> int:
         """Tokens of the longest prompt and answer, as they are asked for."""
-        return max(len(p.prompt) + max(len(p.answer), self.config.max_tokens)
+        return max(len(p.prompt) + max(len(p.answer), p.room)
                    for family in self.problems.values() for p in family)
 
     def engine(self, decider: Any = None, *, layer_routes: bool = True) -> Engine:
@@ -83,7 +84,7 @@ class Opened:
             return Diffused(unstack(self.params, self.model), self.model, problems, self.tokenizer,
                             scorer(self.verifiers), c.decode, c.batch)
         if c.reward == "generated":
-            return Generated(engine(), problems, self.tokenizer, scorer(self.verifiers), c.max_tokens)
+            return Generated(engine(), problems, self.tokenizer, scorer(self.verifiers))
         return TeacherForced(self.params, self.model, problems, batch=c.batch, chunk=c.rows, bucket=c.bucket)
 
 
@@ -109,7 +110,7 @@ def open_routing(config: RoutingConfig) -> Opened:
     return Opened(config, params, model, tokenizer, stops, base, problems, verifiers)
 
 
-def search_family(opened: Opened, family: FamilyConfig, out: str | Path, *, engine: Callable[[], Engine] | None = None,
+def search_family(opened: Opened, family: FamilyConfig, out: str | Path, *,
                   progress: Progress = lambda text: None) -> dict[int, Found]:
     """Routes of every problem of a family, those found before included; each is on disk once it is found.
 
@@ -117,7 +118,6 @@ def search_family(opened: Opened, family: FamilyConfig, out: str | Path, *, engi
       opened: model and problems.
       family: which.
       out: run directory.
-      engine: for generated rewards; one is made where none is given.
       progress: told in words.
 
     Raises:
@@ -125,11 +125,14 @@ def search_family(opened: Opened, family: FamilyConfig, out: str | Path, *, engi
     """
     config, problems = opened.config, opened.problems[family.name]
     file = Path(out) / SEARCH / f"{family.name}.jsonl"
-    settings = {"base": opened.base, "search": to_dict(config.search), "reward": config.reward, "end": config.end,
-                "prompts": to_dict(family.prompts)}
+    asked = json.dumps([(p.prompt, p.answer, p.room) for p in problems]).encode()
+    settings = {"base": opened.base, "dtype": opened.model.activation_dtype, "search": to_dict(config.search),
+                "reward": config.reward, "decode": to_dict(config.decode),
+                "verifier": None if family.verifier is None else to_dict(family.verifier),
+                "problems": hashlib.sha256(asked).hexdigest()}
     done = _begun(file, settings, opened.model.num_layers)
     left = [i for i in range(len(problems)) if i not in done]
-    evaluate = opened.evaluator(problems, engine or opened.engine) if left else None
+    evaluate = opened.evaluator(problems, opened.engine) if left else None
     if isinstance(evaluate, TeacherForced):
         left.sort(key=evaluate.length)  # rows of like length together
     evaluated = 0
@@ -179,10 +182,10 @@ def _begun(file: Path, settings: dict[str, Any], layers: int) -> dict[int, Found
 def train_routers(opened: Opened, out: str | Path, *, progress: Progress = lambda text: None) -> dict[str, Any]:
     """Routers from the searched routes of the `train` families; what `fit.json` holds.
 
-    Problems without a right route teach nothing and are counted.
+    Problems that have not been searched are searched first. Those without a right route teach nothing and are counted.
 
     Raises:
-      ConfigError: a family has not been searched whole, or nothing was solved.
+      ConfigError: nothing was solved.
     """
     config, out = opened.config, Path(out)
     problems, counts, summary = [], [], {}

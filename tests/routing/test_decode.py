@@ -36,7 +36,7 @@ def greedy(params, config, prompt, path, count):
     return tokens[len(prompt):]
 
 
-@pytest.fixture(scope="module", params=["llama", "qwen3_moe"])
+@pytest.fixture(scope="module", params=["llama", pytest.param("qwen3_moe", marks=pytest.mark.slow)])
 def case(request):
     params, config = random_model(request.param, num_layers=L)
     rng = np.random.default_rng(2)

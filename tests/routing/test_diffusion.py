@@ -80,7 +80,7 @@ def worded(case):
 
 def test_verdicts(case, worded):
     (params, config, prompts), (tokenizer, words, answers) = case, worded
-    problems = [Problem("x", i, tuple(p), (1,), "", {"answer": a}) for i, (p, a) in
+    problems = [Problem("x", i, tuple(p), (1,), G, "", {"answer": a}) for i, (p, a) in
                 enumerate(zip(prompts, answers, strict=True))]
     verdicts = Diffused(unstack(params, config), config, problems, tokenizer,
                         lambda p, text: text == p.entry["answer"], CONFIG, batch=2)

@@ -80,7 +80,7 @@ def test_forced_and_generated_verdicts_agree(opened):
     forced = opened.evaluator(problems, opened.engine)(asked)
     assert isinstance(opened.evaluator(problems, opened.engine), TeacherForced)
     engine = opened.engine()
-    said = Generated(engine, problems, opened.tokenizer, lambda p, text: text == p.entry["answer"], 1)(asked)
+    said = Generated(engine, problems, opened.tokenizer, lambda p, text: text == p.entry["answer"])(asked)
     assert [v.right for v in forced] == [v.right for v in said] and len({v.right for v in forced}) == 2
     for a, b in zip(forced, said, strict=True):
         if a.right:
@@ -117,6 +117,7 @@ def test_search_train_evaluate(opened, place, tmp_path, capsys):
         assert arm["executions"] == pytest.approx(counts.sum(1).mean()) == part["arms"]["random"]["executions"]
         assert arm["saved"][0] == pytest.approx(1 - counts.sum(1).mean() / L)
         assert part["arms"]["oracle"]["accuracy"][0] >= part["arms"]["unrouted"]["accuracy"][0]
+        assert part["also_in_training"] == (5 if name == "test" else 0)
         shares = np.array(list(part["decisions"].values()))
         np.testing.assert_allclose(shares.sum(0), 1)
         assert part["generated"]["routed"]["accuracy"][0] == pytest.approx(arm["accuracy"][0])
@@ -141,7 +142,8 @@ def test_other_settings_are_refused(opened, place, tmp_path):
 @pytest.mark.parametrize("override, message", [
     ("families.0.size=99", r"families\[seen\]\.size=99: there are 12 prompts"),
     ("families.0.role=out", "need one of role train"), ("chunk=9", "chunk=9"),
-    ("max_tokens=100", "the model reads 64"), ("model=nowhere", "nowhere")])
+    ("max_tokens=100", "the model reads 64"), ("model=nowhere", "nowhere"), ("families.0.name=../x", "names a file"),
+    ("fit.gamma=0.5", "fit.gamma=0.5")])
 def test_bad_configs(place, override, message):
     with pytest.raises(ConfigError, match=message):
         open_routing(load(RoutingConfig, place / "config.yaml", [override]))
@@ -163,7 +165,7 @@ def test_per_token_decisions_against_one_token_at_a_time():
     state, tables = np.asarray(api.embed(params, config, tokens)), api.tables(config, jnp.arange(t)[None])
     for i in range(3):
         layer, router = (jax.tree.map(lambda leaf, i=i: leaf[i], tree) for tree in (params["layers"], routers))
-        taken = [int(np.argmax(naive_logits(router, state[0, :n], 4)[0]))] * n
+        taken = [int(np.argmax(naive_logits(router, state[0, :n - 1], 4)[0]))] * n
         taken += [int(np.argmax(naive_logits(router, state[0, p:p + 1], 1)[0])) for p in range(n, t)]
         if i == 2:
             done = np.asarray(counts)[0, :, :2].sum(1)
