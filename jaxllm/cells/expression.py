@@ -86,7 +86,8 @@ def normalize_values(values: np.ndarray, lengths: np.ndarray, totals: np.ndarray
         scale = np.asarray(totals, np.float32) / np.float32(target)
         scale[scale == 0] = 1  # empty rows have no values
         x /= np.repeat(scale, lengths)
-    np.log1p(x, out=x)
+    # Through float64 and rounded: float32 log1p differs from one processor to another, which makes and breaks ties.
+    x = np.log1p(x.astype(np.float64)).astype(np.float32)
     return (x.astype(np.float64) / np.log(10)).astype(np.float32)
 
 

@@ -183,5 +183,5 @@ def test_bad_calls():
         rank_cells(matrix, ["x"], ["A", "A"])
     with pytest.raises(ConfigError, match="2 cell names and 2 gene names were given"):
         rank_cells(matrix, ["x", "y"], ["A", "B"])
-    with pytest.raises(ConfigError, match="must be hash or reference"):
+    with pytest.raises(ConfigError, match="must be hash, gene or reference"):
         rank_cells(matrix, ["x"], ["A", "B"], tie_break="random")
