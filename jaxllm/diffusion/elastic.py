@@ -35,6 +35,7 @@ from jaxllm.diffusion.forward import (
 )
 from jaxllm.models import ModelConfig, api
 from jaxllm.models.layers import attend, attention_weights, weighted_values
+from jaxllm.models.rows import run_if
 
 
 class LayerState(NamedTuple):
@@ -194,18 +195,16 @@ def _refresh(params: Any, model: ModelConfig, query: jax.Array, seen: slice, win
              valid: jax.Array, boundary: jax.Array, layers: Layers) -> Layers:
     """The layers at and above `boundary` `[B]` over all slots, kept only in rows whose boundary is at or below them.
 
-    Starts from what layer `boundary` last saw of every slot. A loop of at most one turn and not a `cond`, whose
-    untaken branch would copy every cache.
+    Starts from what layer `boundary` last saw of every slot.
     """
     depth, cap = model.num_layers, model.attention_cap
 
-    def turn(carry: tuple[jax.Array, Layers]) -> tuple[jax.Array, Layers]:
-        _, layers = carry
+    def turn(layers: Layers) -> Layers:
         rest = jnp.zeros_like(layers.cache[0].x)  # all rows, once past the boundary
         for index in range(1, depth):
             layers, rest = lax.cond(jnp.any(boundary <= index), functools.partial(one, index),
                                     lambda layers, rest: (layers, rest), layers, rest)
-        return jnp.zeros((), bool), layers
+        return layers
 
     def one(index: int, layers: Layers, rest: jax.Array) -> tuple[Layers, jax.Array]:
         layer, old, last = params["layers"][index], layers.cache[index], index == depth - 1
@@ -230,7 +229,7 @@ def _refresh(params: Any, model: ModelConfig, query: jax.Array, seen: slice, win
         out = api.finish(layer, model, take_rows(x, query), attended)
         return Layers(cache, tuple(received), kept(out, layers.x)), rest
 
-    return lax.while_loop(lambda carry: carry[0], turn, (jnp.any(boundary < depth), layers))[1]
+    return run_if(jnp.any(boundary < depth), turn, layers)
 
 
 def _probing(config: DecodeConfig) -> int:

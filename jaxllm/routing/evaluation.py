@@ -30,7 +30,7 @@ from jaxllm.models.paths import DECIDE
 from jaxllm.routing.config import FamilyConfig
 from jaxllm.routing.counts import CLASSES
 from jaxllm.routing.decider import PromptRouter
-from jaxllm.routing.forward import answer_chances, sweep
+from jaxllm.routing.forward import answer_chances, pad_rows, sweep
 from jaxllm.routing.per_token import per_token_sweep
 from jaxllm.routing.problems import Problem, reading
 from jaxllm.routing.rewards import answer_text, scorer
@@ -192,10 +192,7 @@ def _batches(opened: Opened, rows: Sequence[tuple[int, ...]]) -> Any:
     t = -(-max(map(len, rows)) // bucket) * bucket
     for start in range(0, len(rows), b):
         part = rows[start:start + b]
-        tokens, lengths = np.zeros((b, t), np.int32), np.ones(b, np.int32)
-        for i, row in enumerate(part):
-            tokens[i, :len(row)], lengths[i] = row, len(row)
-        yield len(part), tokens, lengths
+        yield len(part), *pad_rows(part, b, t)
 
 
 def _static(opened: Opened, out: Path, budget: float, config: EvaluateConfig,

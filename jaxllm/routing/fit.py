@@ -20,7 +20,7 @@ from jax import lax
 from jaxllm.models import ModelConfig
 from jaxllm.routing.config import FitConfig
 from jaxllm.routing.counts import CLASSES
-from jaxllm.routing.forward import sweep
+from jaxllm.routing.forward import pad_rows, sweep
 from jaxllm.routing.problems import Reading
 from jaxllm.routing.router import RouterConfig, init_routers, router_logits
 
@@ -39,13 +39,9 @@ def collect(params: Any, model: ModelConfig, read: Sequence[Reading], counts: np
     pooled, held = [], []
     for start in range(0, len(read), batch):
         part = read[start:start + batch]
-        lengths, prompts = np.ones(batch, np.int32), np.ones(batch, np.int32)
-        lengths[:len(part)], prompts[:len(part)] = [len(r.tokens) for r in part], [r.prompt for r in part]
-        tokens = np.zeros((batch, -(-int(lengths.max()) // bucket) * bucket), np.int32)
-        routes = np.zeros((batch, model.num_layers), np.int8)
-        for row, reading in enumerate(part):
-            tokens[row, :lengths[row]] = reading.tokens
-            routes[row] = counts[start + row]
+        tokens, lengths = pad_rows([r.tokens for r in part], batch, bucket)
+        prompts, routes = np.ones(batch, np.int32), np.zeros((batch, model.num_layers), np.int8)
+        prompts[:len(part)], routes[:len(part)] = [r.prompt for r in part], counts[start:start + len(part)]
         swept = sweep(params, tokens, lengths, routes, model=model, chunk=chunk, prompt_lengths=prompts,
                       windows=config.windows, features=True)
         assert swept.features is not None

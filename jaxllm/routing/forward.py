@@ -98,6 +98,16 @@ def sweep(params: Any, tokens: jax.Array, lengths: jax.Array, counts: jax.Array,
     return Swept(x, taken.T, pooled)
 
 
+def pad_rows(rows: Sequence[Sequence[int]], batch: int, bucket: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens int32 `[batch, T]` and lengths `[batch]`, T a multiple of `bucket`; rows that are wanting have a token."""
+    lengths = np.ones(batch, np.int32)
+    lengths[:len(rows)] = [len(row) for row in rows]
+    tokens = np.zeros((batch, -(-int(lengths.max()) // bucket) * bucket), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, :len(row)] = row
+    return tokens, lengths
+
+
 def same_so_far(problems: Sequence[int], counts: np.ndarray) -> np.ndarray:
     """For each row and layer the first row that has gone the same way until then: int32 `[B, L]`.
 

@@ -18,7 +18,7 @@ from jaxllm.generation import Completion, Engine, Request, Sampling
 from jaxllm.models import ModelConfig, follow
 from jaxllm.rl.rewards import Reward, Sample
 from jaxllm.routing.counts import to_path
-from jaxllm.routing.forward import answer_chances, same_so_far, sweep
+from jaxllm.routing.forward import answer_chances, pad_rows, same_so_far, sweep
 from jaxllm.routing.problems import Problem
 from jaxllm.routing.tree_search import Verdict
 
@@ -62,14 +62,12 @@ class TeacherForced:
         out: list[Verdict] = []
         for start in range(0, len(asked), self._batch):
             part = asked[start:start + self._batch]
-            b, t = self._batch, max(self.length(number) for number, _ in part)
-            tokens, begins, lengths = np.zeros((b, t), np.int32), np.ones(b, np.int32), np.ones(b, np.int32)
+            b, asked_of = self._batch, [self._problems[number] for number, _ in part]
+            tokens, lengths = pad_rows([p.prompt + p.answer for p in asked_of], b, self._bucket)
+            begins = np.ones(b, np.int32)
+            begins[:len(part)] = [len(p.prompt) for p in asked_of]
             counts = np.zeros((b, self._model.num_layers), np.int8)  # padding runs nothing but the last layer
-            for row, (number, route) in enumerate(part):
-                problem = self._problems[number]
-                begins[row], lengths[row] = len(problem.prompt), len(problem.prompt) + len(problem.answer)
-                tokens[row, :lengths[row]] = problem.prompt + problem.answer
-                counts[row] = route
+            counts[:len(part)] = [route for _, route in part]
             same = same_so_far([number for number, _ in part] + [-1] * (b - len(part)), counts)
             swept = sweep(self._params, tokens, lengths, counts, model=self._model, chunk=self._chunk, same=same)
             right, chance = (np.asarray(x) for x in answer_chances(

@@ -6,15 +6,11 @@ Run: python docs/experiments/routing/game_of_life.py [--deadline SECONDS]       
 """
 
 import argparse
-import shutil
 from pathlib import Path
 
-from jaxllm.config import load
+from seeds import run_seed
+
 from jaxllm.diffusion import shipped_model
-from jaxllm.routing.config import RoutingConfig
-from jaxllm.routing.evaluation import EvaluateConfig, evaluate_routers
-from jaxllm.routing.plots import draw
-from jaxllm.routing.run import open_routing, train_routers
 from jaxllm.studies import run_study
 
 OUT, WORK = Path("docs/experiments/routing/game_of_life"), Path("runs/routing_life")
@@ -24,24 +20,8 @@ SEEDS = (0, 1, 2)
 
 def measure(arm: None, seed: int) -> dict[str, float]:
     """Accuracy and share of executions saved of every arm in every family."""
-    run = WORK / f"run_{seed}"
     bases = [f"families.{i}.prompts.task.seed={1_950_000_000 + 100_000 * seed + 1000 * i}" for i in range(3)]
-    opened = open_routing(load(RoutingConfig, CONFIG, [*bases, f"model={shipped_model()}", f"search.seed={seed}",
-                                                       f"fit.seed={seed}"]))
-    fit = train_routers(opened, run, progress=print)
-    report = evaluate_routers(opened, run, EvaluateConfig(seed=seed), progress=print)
-    draw(run, report)
-    (OUT / f"seed_{seed}").mkdir(parents=True, exist_ok=True)
-    for name in ("evaluation.json", "fit.json", "decisions.png", "accuracy.png"):
-        shutil.copy(run / name, OUT / f"seed_{seed}" / name)
-    out: dict[str, float] = {}
-    for family, found in report["families"].items():
-        for name, r in found["arms"].items():
-            out |= {f"{family}/{name}/accuracy": round(r["accuracy"][0], 4), f"{family}/{name}/saved":
-                    round(r["saved"][0], 4)}
-    for family, found in fit["search"].items():
-        out |= {f"search/{family}/{name}": value for name, value in found.items() if value is not None}
-    return out
+    return run_seed(CONFIG, [*bases, f"model={shipped_model()}"], seed, WORK / f"run_{seed}", OUT / f"seed_{seed}")[0]
 
 
 def main() -> None:

@@ -7,19 +7,14 @@ Run: python docs/experiments/routing/smollm2.py [--deadline SECONDS]        (goe
 """
 
 import argparse
-import shutil
 from pathlib import Path
 from typing import Any
 
 import reasoning_gym
+from seeds import run_seed
 
 from jaxllm.checkpoint import load_gguf, save_pretrained, smollm2_path
-from jaxllm.config import load
 from jaxllm.files import write_jsonl
-from jaxllm.routing.config import RoutingConfig
-from jaxllm.routing.evaluation import EvaluateConfig, evaluate_routers
-from jaxllm.routing.plots import draw
-from jaxllm.routing.run import open_routing, train_routers
 from jaxllm.studies import run_study
 
 OUT, WORK = Path("docs/experiments/routing/smollm2"), Path("runs/routing_smollm2")
@@ -71,22 +66,10 @@ def measure(arm: None, seed: int) -> dict[str, float]:
         problems.mkdir(parents=True)
         write_problems(problems, seed)
     paths = [f"families.{i}.prompts.path={problems}/{name}.jsonl" for i, name in enumerate(FAMILIES)]
-    opened = open_routing(load(RoutingConfig, CONFIG, [*paths, f"search.seed={seed}", f"fit.seed={seed}"]))
-    fit = train_routers(opened, run, progress=print)
-    report = evaluate_routers(opened, run, EvaluateConfig(seed=seed), progress=print)
-    draw(run, report)
-    (OUT / f"seed_{seed}").mkdir(parents=True, exist_ok=True)
-    for name in ("evaluation.json", "fit.json", "decisions.png", "accuracy.png"):
-        shutil.copy(run / name, OUT / f"seed_{seed}" / name)
-    out: dict[str, float] = {}
+    out, fit, report = run_seed(CONFIG, paths, seed, run, OUT / f"seed_{seed}")
     for family, found in report["families"].items():
-        for name, r in found["arms"].items():
-            out |= {f"{family}/{name}/accuracy": round(r["accuracy"][0], 4), f"{family}/{name}/saved":
-                    round(r["saved"][0], 4)}
         out |= {f"{family}/decoded/{name}/{what}": round(float(value), 4) for name, g in found["generated"].items()
                 for what, value in (("accuracy", g["accuracy"][0]), ("seconds", g["seconds"]))}
-    for family, found in fit["search"].items():
-        out |= {f"search/{family}/{name}": value for name, value in found.items() if value is not None}
     agreement = fit["validation_agreement"]
     return out | {"agreement": round(agreement["accuracy"], 4), "always_once": round(agreement["always_once"], 4),
                   "macro_f1": round(agreement["macro_f1"], 4)}
