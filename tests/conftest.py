@@ -15,6 +15,19 @@ def pytest_addoption(parser):
     parser.addoption("--parity", action="store_true", help="run comparisons with torch too")
 
 
+def pytest_configure(config):
+    """Tests' programs are many and small, so that most of the time goes into compiling them: do it quickly, and once.
+
+    Programs are kept between runs, for this process, other workers and the commands that tests start; another jax or
+    another program makes new ones. Soak tests run long enough to want theirs optimised.
+    """
+    if not config.getoption("--slow"):
+        os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(config.rootpath / ".pytest_cache" / "programs"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
 def pytest_collection_modifyitems(config, items):
     for name in ("slow", "parity"):
         if not config.getoption(f"--{name}"):
@@ -31,21 +44,3 @@ def free_compiled_programs():
     import jax
 
     jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """Every run makes its step anew; most of a module's are the same program."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    settings = {"jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-                "jax_persistent_cache_min_compile_time_secs": 0.0, "jax_persistent_cache_min_entry_size_bytes": -1}
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()

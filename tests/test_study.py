@@ -7,8 +7,6 @@ import yaml
 
 from jaxllm.cli import main
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 TASK = {"name": "addition", "addition": {"digits": 1}}
 SFT = {
     "model": dict(vocab_size=32, d_model=16, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8, d_mlp=24,

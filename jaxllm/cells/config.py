@@ -31,6 +31,8 @@ class CellsDataConfig:
       templates: YAML of templates; None for jaxllm's own.
       split: which cells are trained, validated and tested on.
       learn: `response`, or `all` for the prompt's tokens too.
+      once: learn what follows given that a gene is named once at most, as cells are then written: a gene that the
+        response has named is no choice any more. For causal models whose genes are single tokens.
       length: tokens of a row, T.
       batch_size: rows of a global batch, B.
       examples_per_row: packed into a row, each in `length / examples_per_row` tokens; an example that is longer loses
@@ -46,6 +48,7 @@ class CellsDataConfig:
     templates: str | None = None
     split: SplitConfig = SplitConfig()
     learn: Literal["response", "all"] = "response"
+    once: bool = False
     length: int = 256
     batch_size: int = 32
     examples_per_row: int = 1
@@ -72,6 +75,15 @@ class CellsDataConfig:
         for task in self.tasks:
             if task.template not in templates:
                 raise ConfigError(f"cells.tasks.template={task.template!r}: {nearest(task.template, templates)}")
+        if self.once:
+            check(self.learn == "response", "cells.once", True, "goes with cells.learn=response: prompts name genes of "
+                  "their own")
+            check(self.response_length is None, "cells.once", True, "is for causal models; masked diffusion fills "
+                  "several places at a time")
+            for task in self.tasks:
+                fields = [part.field for part in templates[task.template].response]
+                check("sentences" not in fields, "cells.once", True, f"responses of {task.template!r} hold several "
+                      "cells, which share genes")
 
     def filled(self, task: CellTaskConfig) -> int | None:
         """EOS-filled length of a task's responses; None where one EOS ends them."""

@@ -38,7 +38,8 @@ class AnswerConfig:
       slots: prompts decoded at a time.
       method: decoder of masked diffusion: `full`, `prefix`, `dual`, `elastic`.
       threshold: confidence from which masked diffusion commits a token.
-      once: name a gene at most once, where genes are single tokens (causal models); for answers of one cell.
+      once: name a gene at most once, where genes are single tokens (causal models); for answers of one cell. A model
+        that was trained with `cells.once` always does.
       seed: of the draws.
     """
 
@@ -111,7 +112,7 @@ class CellModel:
         needed = max(map(len, prompts), default=1) + config.max_tokens
         length = min(self.model.max_length, -(-needed // BUCKET) * BUCKET)
         shape = EngineConfig(slots=config.slots, length=length, stop_ids=(self.eos_id,), prompt_bucket=BUCKET,
-                             once=self.tokens.gene_ids if config.once else ())
+                             once=self.tokens.gene_ids if config.once or self.data.once else ())
         engine = Engine(self.params, self.model, shape)
         found = engine.run(Request(i, prompt, config.max_tokens, sampling, seed)
                            for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)))

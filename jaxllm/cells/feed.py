@@ -28,6 +28,7 @@ from jaxllm.files import sha256
 from jaxllm.parallel import batch_rows, shard_batch
 from jaxllm.training import Fed, Measured, Objective, TrainState, causal_objective
 from jaxllm.training.feed import held_out, per_token
+from jaxllm.training.loop import run_tokenizer
 
 _RUN_ONLY = ("prefetch",)  # settings that change no row
 
@@ -35,7 +36,11 @@ _RUN_ONLY = ("prefetch",)  # settings that change no row
 def cells_objective(config: CellsConfig) -> Objective:
     """Causal, or masked diffusion where the model is not."""
     if config.model.causal:
-        return causal_objective(config.model)
+        once: tuple[int, ...] = ()
+        if config.cells.once:
+            once = GeneTokens(run_tokenizer(config), config.cells.open().genes).gene_ids
+            check(len(once) > 0, "cells.once", True, "needs genes that are single tokens")
+        return causal_objective(config.model, once)
     return diffusion_objective(config.model, config.objective)
 
 

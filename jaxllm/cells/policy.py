@@ -64,6 +64,8 @@ class CellResponses:
         self._reward = fitting if reward == "auto" else reward
         check(found != "cells" and (self._reward == "program") == (fitting == "program"), "prompts.settings.reward",
               reward, f"the response of {task!r} is a {found}; use {fitting}")
+        check(fitting != "program" or not data.once, "prompts.settings.model", model, "was trained with cells.once, "
+              "which rollouts do not keep to; train it without for rewards of cells")
         shown = tokens.sentence(cells.ranked(0))
         check(self._reward != "program" or tokens.tokenizer.decode(shown) == tokens.decode(shown),
               "prompts.settings.reward", "program", "this tokenizer's text runs genes together (added tokens); use one "

@@ -171,7 +171,7 @@ def unembed(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array
     return Transformer(config).apply({"params": params}, hidden, method="unembed")  # type: ignore
 
 
-def with_head(fn: Callable[..., T], params: Params, config: ModelConfig, hidden: jax.Array, targets: jax.Array) -> T:
+def with_head(fn: Callable[..., T], params: Params, config: ModelConfig, hidden: jax.Array, targets: Any) -> T:
     """`fn(head, hidden, targets)` where `head` maps `[..., D]` to float32 logits `[..., V]`.
 
     Under a mesh each device runs `fn` on its own tokens, and a head that `fsdp` splits is gathered once, its gradient
@@ -181,11 +181,11 @@ def with_head(fn: Callable[..., T], params: Params, config: ModelConfig, hidden:
       fn: gives arrays `[B, T]`; must not look across rows or along T.
       params, config: the model, for its head.
       hidden: `[B, T, D]`, normalised.
-      targets: `[B, T]`.
+      targets: `[B, T]`, or several arrays `[B, T, ...]`.
     """
     kernel = params["embed"]["embedding"] if config.tied_head else params["head"]["kernel"]
 
-    def local(kernel: jax.Array, hidden: jax.Array, targets: jax.Array) -> T:
+    def local(kernel: jax.Array, hidden: jax.Array, targets: Any) -> T:
         if cut:
             kernel = gather_weights(kernel, cut, dim, dtype_of(config.head_dtype))
         matrix = kernel.T if config.tied_head else kernel
@@ -194,7 +194,7 @@ def with_head(fn: Callable[..., T], params: Params, config: ModelConfig, hidden:
     dim, cut = int(config.tied_head), ()
     if active_mesh() is None:
         return local(kernel, hidden, targets)
-    rows = active_spec(("batch", "length"), targets.shape)
+    rows = active_spec(("batch", "length"), hidden.shape[:2])
     manual = {axis for part in rows for axis in axes_of(part)}
     if not manual:
         return local(kernel, hidden, targets)

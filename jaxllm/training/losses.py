@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -26,37 +27,46 @@ def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 MAX_LOGITS = 1 << 26
 
 
-def token_losses(params: Any, config: ModelConfig, hidden: jax.Array,
-                 targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+def token_losses(params: Any, config: ModelConfig, hidden: jax.Array, targets: jax.Array, once: Sequence[int] = (),
+                 named: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy of each token and whether the likeliest is right, both float32 `[B, T]`.
 
     Args:
       params, config: the model, for its head.
       hidden: `[B, T, D]`, normalised; row t predicts `targets[:, t]`.
       targets: int `[B, T]`.
+      once: K token ids, and
+      named: bool `[B, T, K]`, those that may not follow any more; a target always may.
 
     Where it would be large, `[B, T, V]` never exists: pieces of T are scanned, and the backward pass makes each
     piece's logits again.
     """
-    loss, right = api.with_head(_token_losses, params, config, hidden, targets)
+    local = functools.partial(_token_losses, tuple(once))
+    loss, right = api.with_head(local, params, config, hidden, (targets, named))
     return loss, right
 
 
-def _token_losses(head: Head, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
-    def one(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
-        logits = head(hidden)
+def _token_losses(once: tuple[int, ...], head: Head, hidden: jax.Array, asked: Any) -> tuple[jax.Array, ...]:
+    def one(hidden: jax.Array, asked: tuple[jax.Array, jax.Array | None]) -> tuple[jax.Array, ...]:
+        logits, (targets, named) = head(hidden), asked
+        if named is not None:
+            ids = jnp.array(once)
+            barred = named & (ids != targets[..., None])
+            logits = logits.at[..., ids].set(jnp.where(barred, -jnp.inf, logits[..., ids]))
         return cross_entropy(logits, targets), (jnp.argmax(logits, -1) == targets).astype(jnp.float32)
 
-    return by_pieces(one, head, hidden, targets)
+    return by_pieces(one, head, hidden, asked)
 
 
-def by_pieces(one: Callable[[jax.Array, jax.Array], tuple[jax.Array, ...]], head: Head, hidden: jax.Array,
-              targets: jax.Array) -> tuple[jax.Array, ...]:
+def by_pieces(one: Callable[[jax.Array, Any], tuple[jax.Array, ...]], head: Head, hidden: jax.Array,
+              targets: Any) -> tuple[jax.Array, ...]:
     """`one(hidden, targets)`, arrays `[B, T]`, on pieces of T where the logits of `head` would pass `MAX_LOGITS`.
+
+    Targets may be several arrays `[B, T, ...]`.
 
     The backward pass makes each piece's logits again. For use inside `models.api.with_head`.
     """
-    b, t = targets.shape
+    b, t = hidden.shape[:2]
     vocab = jax.eval_shape(head, hidden).shape[-1]
     pieces = min(t, -(-b * t * vocab // MAX_LOGITS))
     if pieces <= 1:
@@ -68,7 +78,7 @@ def by_pieces(one: Callable[[jax.Array, jax.Array], tuple[jax.Array, ...]], head
         x = jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)))
         return jnp.moveaxis(x.reshape(b, pieces, length, *x.shape[2:]), 1, 0)
 
-    out = jax.lax.map(lambda piece: jax.checkpoint(one)(*piece), (split(hidden), split(targets)))
+    out = jax.lax.map(lambda piece: jax.checkpoint(one)(*piece), (split(hidden), jax.tree.map(split, targets)))
     return tuple(jnp.moveaxis(x, 0, 1).reshape(b, length * pieces)[:, :t] for x in out)
 
 
@@ -95,26 +105,39 @@ def router_losses(
     return total + count * added, {name: (count * value, count) for name, value in means.items()}
 
 
-def causal_loss(config: ModelConfig):
-    """Next-token loss on the tokens with a loss weight, within their own document; with a mixture's router losses."""
+def causal_loss(config: ModelConfig, once: Sequence[int] = ()):
+    """Next-token loss on the tokens with a loss weight, within their own document; with a mixture's router losses.
+
+    Tokens of `once` that were learned earlier in the document cannot follow again, as where sampling bars them.
+    """
     def loss_fn(params: Any, batch: Batch, key: jax.Array):
         del key
-        total, count, metrics, aux = _next_token(params, config, batch)
+        total, count, metrics, aux = _next_token(params, config, batch, once)
         total, further = router_losses(config, aux, total, count)
         return total, count, metrics | further
 
     return loss_fn
 
 
-def causal_objective(config: ModelConfig):
-    """The causal objective as the loop takes it."""
+def causal_objective(config: ModelConfig, once: Sequence[int] = ()):
+    """The causal objective as the loop takes it; `once` as in `causal_loss`."""
     from jaxllm.training.feed import Objective
 
-    return Objective(loss=causal_loss(config),
-                     validate=lambda params, batch, key: _next_token(params, config, batch)[:2])
+    return Objective(loss=causal_loss(config, once),
+                     validate=lambda params, batch, key: _next_token(params, config, batch, once)[:2])
 
 
-def _next_token(params: Any, config: ModelConfig, batch: Batch):
+def _named_before(batch: Batch, once: Sequence[int]) -> jax.Array:
+    """Which of `once` (K ids) the learned tokens of the document hold up to and with t: bool `[B, T, K]`."""
+    place = jnp.arange(batch.tokens.shape[1])
+    said = (batch.tokens[..., None] == jnp.array(once)) & (batch.loss_weights > 0)[..., None]
+    last = jax.lax.cummax(jnp.where(said, place[:, None], -1), axis=1)
+    fresh = jnp.pad(batch.segment_ids[:, 1:] != batch.segment_ids[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    begin = jax.lax.cummax(jnp.where(fresh, place, 0), axis=1)
+    return last >= begin[..., None]
+
+
+def _next_token(params: Any, config: ModelConfig, batch: Batch, once: Sequence[int]):
     """Sum of losses, their weight, metrics, router statistics."""
     out = models.apply(params, config, batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids,
                        head=False)
@@ -122,6 +145,7 @@ def _next_token(params: Any, config: ModelConfig, batch: Batch):
     # them would not divide over a mesh.
     same = batch.segment_ids[:, 1:] == batch.segment_ids[:, :-1]
     weight = jnp.pad(batch.loss_weights[:, 1:] * same, ((0, 0), (0, 1)))
-    loss, right = token_losses(params, config, out.hidden, jnp.roll(batch.tokens, -1, axis=1))
+    named = _named_before(batch, once) if once else None
+    loss, right = token_losses(params, config, out.hidden, jnp.roll(batch.tokens, -1, axis=1), once, named)
     total, count = jnp.sum(loss * weight), jnp.sum(weight)
     return total, count, {"train/accuracy": (jnp.sum(right * weight), count)}, out.aux

@@ -22,7 +22,6 @@ from jaxllm.config import ConfigError
 from jaxllm.files import read_jsonl
 from tests.cells.made import GENES, TYPES, adata, convert_to
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
 PROGRAM = tuple(GENES[:4])
 CONFIG = """
 model: {vocab_size: 160, d_model: 32, num_layers: 1, num_heads: 2, num_kv_heads: 2, head_dim: 16, d_mlp: 64,

@@ -13,8 +13,6 @@ from jaxllm.cli import main
 from jaxllm.models import ModelConfig
 from tests.serving.test_server import TOKENIZER
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 END = 256  # of the tokenizer's bytes
 MODEL = ModelConfig(vocab_size=257, d_model=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, d_mlp=48,
                     max_length=128, causal=True, qkv_bias=True, eos_id=END, family="qwen2")

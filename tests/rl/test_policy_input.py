@@ -11,7 +11,7 @@ from jaxllm.rl import RLConfig
 from jaxllm.rl.rewards import RewardError
 from tests.rl.policy import groups, metrics, run
 
-pytestmark = pytest.mark.usefixtures("compiled_once", "one_device")
+pytestmark = pytest.mark.usefixtures("one_device")
 REWARDS = "tests.rl.policy"
 
 

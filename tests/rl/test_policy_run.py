@@ -12,7 +12,6 @@ from jaxllm.rl import Curriculum, Groups, PipelineConfig, RLFeed
 from jaxllm.rl.rewards import Spread
 from tests.rl.policy import assert_used_once, configured, groups, interrupt, metrics, run
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
 ONE = pytest.mark.usefixtures("one_device")
 
 

@@ -11,7 +11,6 @@ from jaxllm.rl.batch import RLBatch
 from jaxllm.rl.reference import Reference
 from tests.rl.policy import configured, metrics, run
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
 EXPERTS = {"num_experts": 4, "experts_per_token": 2, "d_expert": 32, "router": "softmax_renormalized",
            "family": "qwen3_moe", "qk_norm": True}
 

@@ -1,5 +1,6 @@
 """From a config to searched routes, routers and figures; resumption; the command."""
 
+import itertools
 import json
 
 import jax
@@ -21,6 +22,7 @@ from jaxllm.routing.rewards import Generated, TeacherForced
 from jaxllm.routing.router import RouterConfig, init_routers
 from jaxllm.routing.run import open_routing, search_family, summarize, train_routers
 from jaxllm.routing.saved import load_routers
+from jaxllm.routing.tree_search import SearchConfig, edits_of, search
 from tests.models.test_transformer import SHAPE, random_model
 
 L = 4
@@ -85,6 +87,32 @@ def test_forced_and_generated_verdicts_agree(opened):
     for a, b in zip(forced, said, strict=True):
         if a.right:
             assert a.score == pytest.approx(b.score, abs=1e-4)
+
+
+def test_the_search_finds_what_trying_every_route_on_the_model_does(opened):
+    """All skips and repeats up to two edits, each along its path by the plain forward pass: the shortest right ones."""
+    problems, params, model = opened.problems["seen"], opened.params, opened.model
+    tokens = np.zeros((len(problems), 8), np.int32)
+    for row, problem in zip(tokens, problems, strict=True):
+        assert len(problem.answer) == 1
+        row[:len(problem.prompt)] = problem.prompt
+    last = np.array([len(p.prompt) - 1 for p in problems])
+    wanted = np.array([p.answer[0] for p in problems])
+    run = jax.jit(lambda path: jax.nn.log_softmax(apply(params, model, tokens, path=path).logits[
+        jnp.arange(len(problems)), last]))
+    right = {}
+    for counts in itertools.product(range(3), repeat=L):
+        if any(counts) and edits_of(np.array(counts)) <= 2:
+            chances = np.asarray(run(jnp.array(to_path(counts))))
+            for i in np.flatnonzero(chances.argmax(-1) == wanted):
+                right[int(i), counts] = chances[i, wanted[i]]
+    config = SearchConfig(simulations=1000, most_edits=2, stop="budget", in_flight=2)
+    found = dict(search(range(len(problems)), L, opened.evaluator(problems, opened.engine), 8, config))
+    for i, result in found.items():
+        mine = {counts: chance for (n, counts), chance in right.items() if n == i}
+        assert result.right == len(mine)
+        assert result.counts == min(mine, key=lambda c: (sum(c), -mine[c]), default=None)
+    assert sum(r.counts is not None and not r.default for r in found.values()) >= 3
 
 
 def test_search_train_evaluate(opened, place, tmp_path, capsys):

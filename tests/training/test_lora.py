@@ -30,8 +30,6 @@ from jaxllm.training import (
 )
 from tests.training.test_training import batch
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 PLAIN = dataclasses.replace(
     preset("llada-tiny", d_model=16, num_heads=4, num_kv_heads=2, head_dim=6, d_mlp=24, num_layers=3, vocab_size=32,
            mask_id=0, eos_id=1, pad_id=1), causal=True, family="llama")

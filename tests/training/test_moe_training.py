@@ -20,8 +20,6 @@ from jaxllm.training import (
 )
 from tests.training.test_training import MODEL, RUN, batch, close, run
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 MIXTURE = ModelConfig(**{**MODEL.__dict__, "family": "qwen3_moe", "num_experts": 8, "experts_per_token": 2,
                          "d_expert": 12, "router": "softmax_renormalized", "balance_coef": 0.05, "z_coef": 0.01})
 

@@ -18,8 +18,6 @@ from jaxllm.training import (
 )
 from tests.training.test_training import MODEL, batch, close
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 RATE = 1e-2
 
 

@@ -21,8 +21,6 @@ from jaxllm.parallel import make_mesh
 from jaxllm.training import Diverged, RunStopped, TrainConfig, causal_objective, train
 from jaxllm.training.stopping import StopRequests, agreed
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
-
 DATA = {"size": 16, "length": 180, "response_length": 88, "batch_size": 8, "task": {"min_steps": 1, "max_steps": 1}}
 RUN = {
     "model": dict(vocab_size=128, d_model=16, num_layers=1, num_heads=2, num_kv_heads=2, head_dim=8, d_mlp=24,
