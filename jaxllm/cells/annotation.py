@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxllm.cells.classification import clean_label
 from jaxllm.cells.decoding import BUCKET, AnswerConfig, CellModel
 from jaxllm.cells.examples import TaskExamples, bounds
 from jaxllm.cells.shards import Cells
@@ -24,6 +25,8 @@ def annotate(model: CellModel, cells: Cells, task: str = "cell_type_prediction",
              config: AnswerConfig = LABELS, rows: np.ndarray | None = None) -> list[str]:
     """The model's answer for each cell, in the first wording of a task that shows single cells.
 
+    A label that the training cells had is given as they wrote it; anything else as the model said it.
+
     Args:
       model: trained on the task.
       cells: with the model's vocabulary; no label column is needed.
@@ -34,8 +37,6 @@ def annotate(model: CellModel, cells: Cells, task: str = "cell_type_prediction",
     Raises:
       ConfigError: another vocabulary, no such task, or its prompt shows more than a cell.
     """
-    check(cells.genes == model.tokens.genes, "cells", str(cells.directory), "its genes are not the model's; convert "
-          "with the same vocabulary")
     names = [t.template for t in model.data.tasks]
     if task not in names:
         raise ConfigError(f"task {task!r}: the model knows {', '.join(names)}; {nearest(task, names)}")
@@ -55,7 +56,11 @@ def annotate(model: CellModel, cells: Cells, task: str = "cell_type_prediction",
                for row in rows]
     if filled is not None:
         config = dataclasses.replace(config, max_tokens=filled + 1)
-    return [model.text(ids) for ids in model.answer(prompts, config)]
+    fields = [part.field for part in model.data.template(model.data.tasks[names.index(task)]).response]
+    columns = [column for field, column in model.data.columns.items() if field in fields]
+    learned = {clean_label(model.spoken(name)): name for column in columns for name in model.labels.get(column, ())}
+    said = [model.text(ids) for ids in model.answer(prompts, config)]
+    return [learned.get(clean_label(text), text) for text in said]
 
 
 def embed(model: CellModel, ranked: Sequence[np.ndarray], genes: int = 200, batch: int = 32) -> np.ndarray:

@@ -166,7 +166,7 @@ def _processes(workers: int, function: Callable[[int], dict[str, Any]],
                 yield future.result()
         except concurrent.futures.process.BrokenProcessPool:
             raise ConfigError("workers: one of the processes was killed (out of memory?); run again with fewer "
-                              "workers or a smaller block_cells, finished shards are kept") from None
+                              "workers, finished shards are kept") from None
         finally:
             pool.shutdown(cancel_futures=True)
 

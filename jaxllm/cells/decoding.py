@@ -140,6 +140,10 @@ class CellModel:
             row[:] = reconstruct_ranked(found[:genes], len(row), self.line)
         return out
 
+    def spoken(self, label: str) -> str:
+        """A label as the model's tokens say it: a tokenizer of words sets signs apart."""
+        return self.text(self.tokens.words(f" {label}"))
+
     def text(self, ids: Sequence[int]) -> str:
         """An answer as text, without white space around it."""
         return self.tokens.decode(ids).strip()

@@ -15,15 +15,23 @@ from typing import Any
 import numpy as np
 
 from jaxllm.cells.baselines import LABEL_BASELINES, LabelledCells, label_baselines, score_baselines
-from jaxllm.cells.classification import Classification, classification
+from jaxllm.cells.classification import Classification, classification, clean_label
 from jaxllm.cells.decoding import CellModel
-from jaxllm.cells.evaluation_cells import EvaluateConfig, Setting, answers, examples, generated, perturbed
+from jaxllm.cells.evaluation_cells import (
+    EvaluateConfig,
+    Setting,
+    answers,
+    examples,
+    generated,
+    known_rows,
+    perturbed,
+)
 from jaxllm.cells.examples import TaskExamples
 from jaxllm.cells.metrics import reconstruction
 from jaxllm.cells.shards import Cells
 from jaxllm.cells.split import split_cells
 from jaxllm.cells.texts import rouge, similarity
-from jaxllm.config import ConfigError, check, nearest
+from jaxllm.config import check
 from jaxllm.files import write_json, write_jsonl
 
 DEFAULTS = EvaluateConfig()
@@ -40,8 +48,6 @@ def evaluate(model: CellModel, cells: Cells, config: EvaluateConfig = DEFAULTS,
     Raises:
       ConfigError: the cells are not those that the model was trained on, or a task has no test cells.
     """
-    check(cells.genes == model.tokens.genes, "cells", str(cells.directory), "its genes are not the model's; convert "
-          f"with genes.vocabulary={model.data.path} genes.unknown=drop")
     if config.part == "test":
         parts = split_cells(cells, model.data.split)
     else:
@@ -96,17 +102,20 @@ def _labels(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dict[
     field = next(p.field for p in task.template.response if p.field is not None)
     pair = task.config.pair
     column = model.data.columns.get(field) if pair is None or field != "perturbation" else pair.column
-    rows = _known(setting, _independent(setting, task), column)
+    rows = known_rows(setting, _independent(setting, task), column)
     asked = examples(setting, task, rows)
     said = [model.text(ids) for ids in answers(setting, task, asked)]
-    truth = np.array([model.text(e.response) for e in asked])
-    known = None
+    truth = [model.text(e.response) for e in asked]
+    known, learned = None, {}
     if column is not None and column in model.labels:
-        names = model.labels[column] if pair is None else map(pair.spoken, model.labels[column])
-        known = [model.text(model.tokens.words(f" {name}")) for name in names]
-    found = {"model": classification(truth, said, known, seed=setting.config.seed)}
+        known = list(model.labels[column])
+        learned = {clean_label(model.spoken(name if pair is None else pair.spoken(name))): name for name in known}
+    truth, said = ([learned.get(clean_label(text), text) for text in texts] for texts in (truth, said))
+    found = {"model": classification(np.array(truth), said, known, seed=setting.config.seed)}
     if setting.config.baselines and len(setting.train) and column is not None:
-        train, test = (labelled(setting.cells, part, column) for part in (setting.train, rows))
+        # Training leaves out cells without a label, and so do the classifiers.
+        shown = setting.train[setting.cells.texts(column)[setting.train] != ""]
+        train, test = (labelled(setting.cells, part, column) for part in (shown, rows))
         # A group or a pair is no single cell for a classifier to see.
         names = LABEL_BASELINES if task.template.draws == "cell" else ("majority",)
         plain = label_baselines(train, test, seed=setting.config.seed, names=names)
@@ -116,21 +125,6 @@ def _labels(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dict[
               "f1": found["model"].f1}
     return report, {"confusion": found["model"].confusion, "labels": found["model"].labels,
                     "rows": rows, "truth": truth, "answers": said}
-
-
-def _known(setting: Setting, rows: np.ndarray, column: str | None) -> np.ndarray:
-    """`rows` whose label the model was trained on; see `EvaluateConfig.unknown_labels`."""
-    if column is None or column not in setting.model.labels:
-        return rows
-    learned, values = setting.model.labels[column], setting.cells.texts(column)[rows]
-    known = np.isin(values, learned)
-    if not known.all() and setting.config.unknown_labels == "refuse":
-        name = str(values[~known][0])
-        raise ConfigError(f"obs column {column!r}: {int((~known).sum())} test cells have labels such as {name!r}, "
-                          f"which no training cell had; {nearest(name, learned)}; rename them, or set "
-                          "unknown_labels=drop")
-    check(bool(known.any()), "unknown_labels", "drop", f"no test cell has a label of {column!r} that was trained on")
-    return rows[known]
 
 
 def labelled(cells: Cells, rows: np.ndarray, column: str) -> LabelledCells:

@@ -28,11 +28,12 @@ from jaxllm.cells.metrics import (
 )
 from jaxllm.cells.sentences import rank_cells
 from jaxllm.cells.shards import Cells
-from jaxllm.config import check
+from jaxllm.config import ConfigError, check, nearest
 
 MEDIAN_CELLS = 1000  # real cells whose distances set the kernel's width
 MATCHED_CELLS = 2000  # the most that are matched one by one
 KNN = (3, 5, 10, 25)
+RARE = 20  # reference cells of a label, where there are so many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +113,21 @@ def _longest(setting: Setting, task: TaskExamples, asked: Sequence[Example]) -> 
     return setting.model.data.filled(task.config) or max(len(e.response) for e in asked) + 1
 
 
+def known_rows(setting: Setting, rows: np.ndarray, column: str | None) -> np.ndarray:
+    """`rows` whose label the model was trained on; see `EvaluateConfig.unknown_labels`."""
+    if column is None or column not in setting.model.labels:
+        return rows
+    learned, values = setting.model.labels[column], setting.cells.texts(column)[rows]
+    known = np.isin(values, learned)
+    if not known.all() and setting.config.unknown_labels == "refuse":
+        name = str(values[~known][0])
+        raise ConfigError(f"obs column {column!r}: {int((~known).sum())} test cells have labels such as {name!r}, "
+                          f"which no training cell had; {nearest(name, learned)}; rename them, or set "
+                          "unknown_labels=drop")
+    check(bool(known.any()), "unknown_labels", "drop", f"no test cell has a label of {column!r} that was trained on")
+    return rows[known]
+
+
 def answers(setting: Setting, task: TaskExamples, asked: Sequence[Example]) -> list[list[int]]:
     """What the model says to each prompt."""
     config = setting.config.of(_longest(setting, task, asked), task.template.answers in ("cell", "perturbed"))
@@ -120,16 +136,16 @@ def answers(setting: Setting, task: TaskExamples, asked: Sequence[Example]) -> l
 
 def generated(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dict[str, Any]]:
     """Cells written for the labels of the test cells, against those cells."""
-    rows, model, cells, config = setting.rows(task), setting.model, setting.cells, setting.config
+    model, cells, config = setting.model, setting.cells, setting.config
+    column = next((model.data.columns[f] for f in sorted(task.template.fields) if f in model.data.columns), None)
+    rows = known_rows(setting, setting.rows(task), column)
     asked = examples(setting, task, rows)
     count = bounds(task.config.genes)[1]
     said = answers(setting, task, asked)
     parsed = [model.tokens.ranked(ids) for ids in said]
-    column = next((model.data.columns[f] for f in sorted(task.template.fields) if f in model.data.columns), None)
     labels = np.full(len(cells), "cell") if column is None else cells.texts(column)
     wanted = labels[rows]
-    train = setting.train[sample(len(setting.train), config.reference or None, config.seed)]
-    train = train[np.isin(labels[train], wanted)] if column is not None else train
+    train = _reference(setting.train[np.isin(labels[setting.train], wanted)], labels, config)
     sets = {"model": [ranked for ranked, _ in parsed]}
     real_ranked = [cells.ranked(int(r))[:count] for r in rows]
     seen = model.read_back([cells.ranked(int(r)) for r in train], count)
@@ -152,6 +168,20 @@ def generated(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dic
         arrays[name] = model.read_back(ranked, count)
         report["sets"][name] = compared(arrays[name], [r[:count] for r in ranked])
     return report, arrays
+
+
+def _reference(rows: np.ndarray, labels: np.ndarray, config: EvaluateConfig) -> np.ndarray:
+    """No more of the training cells `rows` than are compared through, rare labels as well as their shares allow."""
+    if not config.reference or len(rows) <= config.reference:
+        return rows
+    rng, kept = np.random.default_rng(config.seed), np.zeros(len(rows), bool)
+    kept[sample(len(rows), config.reference, config.seed)] = True
+    for label in sorted(set(labels[rows].tolist())):
+        mine = np.flatnonzero(labels[rows] == label)
+        wanting = min(RARE, len(mine)) - int(kept[mine].sum())
+        if wanting > 0:
+            kept[rng.choice(mine[~kept[mine]], wanting, replace=False)] = True
+    return rows[kept]
 
 
 def _ranked_again(expression: np.ndarray, setting: Setting) -> list[np.ndarray]:
@@ -222,17 +252,23 @@ def perturbed(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dic
     Control and baselines are those of the strata in which the condition's test cells lie, weighted as these are.
     """
     rows, model, cells = setting.rows(task), setting.model, setting.cells
-    asked = examples(setting, task, rows)
     count = bounds(task.config.genes)[1]
-    parsed = [model.tokens.ranked(ids) for ids in answers(setting, task, asked)]
     pair = task.config.pair
     assert pair is not None
     conditions = cells.texts(pair.column)
+    baselines, control = _by_stratum(setting, pair, rows, count)
+    measured = np.isfinite(control).all(1)
+    check(bool(measured.any()), "pair.match", pair.match, "no test cell lies where a training control was measured; "
+          "match by fewer columns")
+    without, rows, control = int((~measured).sum()), rows[measured], control[measured]
+    baselines = {name: found[measured] for name, found in baselines.items()}
+    asked = examples(setting, task, rows)
+    parsed = [model.tokens.ranked(ids) for ids in answers(setting, task, asked)]
     made = model.read_back([ranked for ranked, _ in parsed], count)
     real = model.read_back([cells.ranked(int(r)) for r in rows], count)
-    baselines, control = _by_stratum(setting, pair, rows, count)
     seen = set(conditions[setting.train].tolist())
-    report: dict[str, Any] = {"kind": "perturbed", "cells": len(rows), "genes": count, "conditions": {}}
+    report: dict[str, Any] = {"kind": "perturbed", "cells": len(rows), "genes": count, "without_control": without,
+                              "conditions": {}}
     for condition in sorted(set(conditions[rows].tolist())):
         mine = conditions[rows] == condition
         predicted = {"model": made[mine].mean(0), **{
@@ -246,7 +282,8 @@ def perturbed(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dic
 
 def _by_stratum(setting: Setting, pair: PairConfig, rows: np.ndarray, count: int
                 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Each test cell's baseline profiles `[N, G]` by name, NaN where a part was not measured, and control's `[N, G]`.
+    """Each test cell's baseline profiles `[N, G]` by name, NaN where a part was not measured, and control's `[N, G]`,
+    NaN where it was not.
 
     All are means of the training cells in the test cell's own stratum.
     """
@@ -260,17 +297,17 @@ def _by_stratum(setting: Setting, pair: PairConfig, rows: np.ndarray, count: int
     for stratum in sorted(set(strata[rows].tolist())):
         inside, mine = setting.train[strata[setting.train] == stratum], strata[rows] == stratum
         of = conditions[inside]
-        if pair.control not in of or len(set(of.tolist())) < 2:
+        if pair.control not in of:
             continue
         x = model.read_back([cells.ranked(int(r)) for r in inside], count)
         control[mine] = x[of == pair.control].mean(0)
+        out["no effect"][mine] = control[mine]
+        if len(set(of.tolist())) < 2:
+            continue  # a context in which nothing else was learned from
         whole = [c for c in sorted(set(conditions[rows][mine].tolist()))
                  if all(part in of for part in c.split(pair.separator))]
         found = perturbation_baselines(x, of, whole, pair.control, pair.separator) if whole else {}
         for name, profiles in found.items():
             for condition, profile in profiles.items():
                 out[name][mine & (conditions[rows] == condition)] = profile
-    known = np.isfinite(control).all(1)
-    check(bool(known.all()), "pair.match", pair.match, f"{int((~known).sum())} test cells lie where no training "
-          "control or nothing but controls was measured; match by fewer columns")
     return out, control

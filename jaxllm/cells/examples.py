@@ -137,8 +137,11 @@ class TaskExamples:
           source: names the config in errors.
 
         Raises:
-          ConfigError: a column, a value or a text is missing, or no cell fits.
+          ConfigError: other genes than the tokens', a column, a value or a text is missing, or no cell fits.
         """
+        check(cells.genes == tokens.genes, "cells", str(cells.directory), f"its {len(cells.genes)} genes are not the "
+              f"model's {len(tokens.genes)} in their order, and would be read as others; convert with genes.vocabulary="
+              "DIR genes.unknown=drop, DIR being the cells that it was trained on")
         self.config, self.template, self.rows = config, template, np.asarray(rows)
         self.unmatched = 0  # perturbed cells without a control that matches
         self._cells, self._tokens, self._seed = cells, tokens, seed

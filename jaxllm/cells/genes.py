@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from jaxllm.cells.datasets import package_file
+from jaxllm.cells.matrices import wide
 from jaxllm.config import ConfigError, check
 from jaxllm.files import read_json
 
@@ -236,6 +237,7 @@ def merge_columns(matrix: csr_matrix, columns: np.ndarray, num_genes: int) -> cs
 
     kept = np.flatnonzero(columns >= 0)
     if len(np.unique(columns[kept])) < len(kept):
+        matrix = wide(matrix)
         places = csr_matrix((np.ones(len(kept), matrix.dtype), (kept, columns[kept])), (len(columns), num_genes))
         merged = csr_matrix(matrix @ places)
         merged.sort_indices()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxllm.cells.matrices import summed
 from jaxllm.config import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -198,6 +199,7 @@ class _Stored(Source):
                 node.attrs["encoding-type"]):
             from anndata.io import sparse_dataset
 
+            _check_whole(label, node)
             node = sparse_dataset(node)
         self.matrix = node
         self.cells = int(node.shape[0])
@@ -232,7 +234,20 @@ def _rows_of(matrix: Any) -> Callable[[int, int], csr_matrix]:
 
     if sparse.issparse(matrix) and matrix.format != "csr":
         matrix = sparse.csr_matrix(matrix)
-    return lambda start, stop: sparse.csr_matrix(matrix[start:stop])
+    return lambda start, stop: summed(sparse.csr_matrix(matrix[start:stop]))
+
+
+def _check_whole(label: str, group: Any) -> None:
+    """`ConfigError` if part of a sparse matrix is missing: a chunk that zarr does not find reads as zeros."""
+    for name in ("data", "indices"):
+        found, wanted = (getattr(group[name], key, 0) for key in ("nchunks_initialized", "nchunks"))
+        if found < wanted:
+            raise ConfigError(f"{label}: {wanted - found} of the {wanted} chunks of {group[name].name} are missing; "
+                              "copy it again")
+    ends, entries = np.asarray(group["indptr"][:], np.int64), group["data"].shape[0]
+    if len(ends) == 0 or ends[-1] != entries or (np.diff(ends) < 0).any() or group["indices"].shape[0] != entries:
+        raise ConfigError(f"{label}: the parts of its sparse matrix do not fit each other; the file may be cut short "
+                          "or damaged: copy it again")
 
 
 def _text(value: Any) -> str:

@@ -34,6 +34,25 @@ def dense(matrix: Any, name: str = "expression") -> np.ndarray:
     return out
 
 
+def wide(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+    """The same values in a type that sums of them fit into: narrow counts would wrap around."""
+    kind = {"b": np.int64, "i": np.int64, "u": np.int64}.get(matrix.dtype.kind)
+    return matrix if kind is None else sparse.csr_matrix(matrix, dtype=kind)
+
+
+def summed(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
+    """The same cells with each gene stored once; what was stored in parts is added up, all else stays as it is."""
+    if matrix.has_canonical_format:
+        return matrix
+    ordered = matrix.copy()
+    ordered.sort_indices()
+    if ordered.has_canonical_format:  # merely not in the order of the genes, which ties may go by
+        return matrix
+    ordered = wide(ordered)
+    ordered.sum_duplicates()
+    return ordered
+
+
 def pair(a: Any, b: Any, names: tuple[str, str] = ("real", "generated")) -> tuple[np.ndarray, np.ndarray]:
     """Two dense matrices with the same columns and at least one row each.
 

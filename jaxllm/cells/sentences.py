@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from jaxllm.cells.matrices import summed
 from jaxllm.config import ConfigError, check
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def rank_cells(matrix: Any, names: Sequence[str], genes: Sequence[str], *, tie_b
     """
     from scipy.sparse import csr_matrix
 
-    matrix = csr_matrix(matrix)
+    matrix = summed(csr_matrix(matrix))
     check(matrix.shape == (len(names), len(genes)), "matrix", matrix.shape,
           f"{len(names)} cell names and {len(genes)} gene names were given")
     check(len(set(genes)) == len(genes), "genes", len(genes), "names repeat; sum their columns first")

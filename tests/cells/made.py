@@ -2,7 +2,7 @@
 
 import numpy as np
 
-TYPES = ("B cell", "CD4+ T", "NK")
+TYPES = ("B cell", "CD4+, T", "NK")  # a tokenizer of words sets signs apart
 GENES = [f"G{i}" for i in range(1, 25)] + ["HLA-A", "RP11-3.7"]
 
 

@@ -29,6 +29,9 @@ def test_collisions_are_summed_or_refused():
     merged = merge_columns(csr_matrix(dense), made.columns[0], 4)
     want = np.stack([dense[:, 0], dense[:, 1] + dense[:, 2], dense[:, 3] + dense[:, 4], dense[:, 5]], 1)
     np.testing.assert_array_equal(merged.toarray(), want)
+    for narrow, value in ((np.uint8, 200), (np.int16, 30000), (bool, True)):  # the sum is none of these
+        merged = merge_columns(csr_matrix(np.full((2, 6), value, narrow)), made.columns[0], 4)
+        np.testing.assert_array_equal(merged.toarray(), [[int(value), 2 * int(value), 2 * int(value), int(value)]] * 2)
     with pytest.raises(ConfigError, match="file0: the columns a, A all become A; set genes.collisions=sum"):
         vocabulary(names, collisions="refuse")
     assert vocabulary(names, upper=False).genes == tuple(names)

@@ -1,14 +1,18 @@
+import shutil
+
 import anndata
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import sparse
+from scipy.sparse import csr_matrix
 
 from jaxllm.cells import inputs
 from jaxllm.cells.counts import Scale, check_block, detect, linear, recover_counts
 from jaxllm.cells.datasets import PBMC68K, package_file, pbmc68k
 from jaxllm.cells.inputs import open_source, reblock, use_reblocked
+from jaxllm.cells.sentences import rank_cells
 from jaxllm.config import ConfigError
 from tests.cells.inputs_made import golden_input, make_cells
 
@@ -107,6 +111,31 @@ def test_files_that_cannot_be_read(tmp_path, data):
     plain = make_cells(3, 3)
     with pytest.raises(ConfigError, match="has no .raw; layers: none"):
         open_source(plain, raw=True)
+
+
+def test_a_zarr_of_which_parts_are_missing(tmp_path):
+    """What zarr does not find reads as zeros: cells would be lost as empty ones."""
+    made = make_cells(400, 30)
+    made.write_zarr(tmp_path / "whole.zarr", chunks=(500,))
+    for name in ("data", "indices", "indptr"):
+        shutil.copytree(tmp_path / "whole.zarr", tmp_path / f"{name}.zarr")
+        array = tmp_path / f"{name}.zarr" / "X" / name
+        chunks = sorted(p for p in array.rglob("*") if p.is_file() and not p.name.startswith(".")
+                        and p.name != "zarr.json")
+        chunks[-1].unlink()
+        with pytest.raises(ConfigError, match=rf"{name}\.zarr: .*copy it again"):
+            open_source(tmp_path / f"{name}.zarr")
+    assert open_source(tmp_path / "whole.zarr").cells == 400
+
+
+def test_genes_stored_in_parts_are_added_up():
+    matrix = csr_matrix((np.array([200, 100, 7], np.uint8), [1, 1, 0], [0, 3]), (1, 3))
+    (_, rows), = open_source(anndata.AnnData(matrix)).blocks()
+    np.testing.assert_array_equal(rows.toarray(), [[7, 300, 0]])
+    assert rank_cells(matrix, ["c"], ["A", "B", "C"]).genes.tolist() == [1, 0]
+    unsorted = csr_matrix((np.array([2.0, 2.0]), [2, 0], [0, 2]), (1, 3))
+    (_, rows), = open_source(anndata.AnnData(unsorted)).blocks()
+    assert rows.indices.tolist() == [2, 0]  # as stored: the reference's ties hang on it
 
 
 def test_the_scaled_matrix_of_real_cells_is_refused_with_advice():
