@@ -11,7 +11,7 @@ import numpy as np
 from scipy import sparse
 
 from jaxllm.cells.classification import Classification, classification
-from jaxllm.cells.matrices import dense, labels_of, padded, rank_features
+from jaxllm.cells.matrices import dense, finite, labels_of, padded, rank_features
 from jaxllm.config import ConfigError, check, nearest
 
 NEIGHBOURS = 5
@@ -49,11 +49,11 @@ class LabelledCells:
         return LabelledCells(self.expression[chosen], self.labels[chosen],
                              None if self.ranked is None else self.ranked[chosen])
 
-    def features(self, top: int | None = None) -> dict[str, np.ndarray]:
-        """[N, G] each: `ranks` (see `rank_features`, of the first `top` genes) and `expression`."""
+    def features(self, top: int | None = None) -> dict[str, sparse.csr_matrix]:
+        """[N, G] each, sparse: `ranks` (see `rank_features`, of the first `top` genes) and `expression`."""
         genes = self.expression.shape[1]
         ranked = sparse.csr_matrix(self.expression) if self.ranked is None else self.ranked
-        return {"ranks": rank_features(ranked, genes, top), "expression": dense(self.expression)}
+        return {"ranks": rank_features(ranked, genes, top), "expression": finite(self.expression)}
 
 
 def label_baselines(train: LabelledCells, test: LabelledCells, *, top: int | None = None, k: int = NEIGHBOURS,

@@ -33,6 +33,7 @@ from jaxllm.config import ConfigError, check, nearest
 MEDIAN_CELLS = 1000  # real cells whose distances set the kernel's width
 MATCHED_CELLS = 2000  # the most that are matched one by one
 KNN = (3, 5, 10, 25)
+PART = 1024  # cells made dense at a time
 RARE = 20  # reference cells of a label, where there are so many
 
 
@@ -280,6 +281,15 @@ def perturbed(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dic
     return report, {"rows": rows, "real": real, "model": made, "conditions": conditions[rows], "control": control}
 
 
+def _mean_profile(setting: Setting, rows: np.ndarray, count: int) -> np.ndarray:
+    """Mean expression [G] of cells as sentences of `count` genes, few of them in memory at a time."""
+    total = np.zeros(len(setting.model.tokens.genes))
+    for start in range(0, len(rows), PART):
+        part = rows[start:start + PART]
+        total += setting.model.read_back([setting.cells.ranked(int(r)) for r in part], count).sum(0, dtype=np.float64)
+    return total / len(rows)
+
+
 def _by_stratum(setting: Setting, pair: PairConfig, rows: np.ndarray, count: int
                 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Each test cell's baseline profiles `[N, G]` by name, NaN where a part was not measured, and control's `[N, G]`,
@@ -299,14 +309,14 @@ def _by_stratum(setting: Setting, pair: PairConfig, rows: np.ndarray, count: int
         of = conditions[inside]
         if pair.control not in of:
             continue
-        x = model.read_back([cells.ranked(int(r)) for r in inside], count)
-        control[mine] = x[of == pair.control].mean(0)
-        out["no effect"][mine] = control[mine]
-        if len(set(of.tolist())) < 2:
+        means = {name: _mean_profile(setting, inside[of == name], count) for name in sorted(set(of.tolist()))}
+        control[mine] = out["no effect"][mine] = means[pair.control]
+        if len(means) < 2:
             continue  # a context in which nothing else was learned from
         whole = [c for c in sorted(set(conditions[rows][mine].tolist()))
                  if all(part in of for part in c.split(pair.separator))]
-        found = perturbation_baselines(x, of, whole, pair.control, pair.separator) if whole else {}
+        found = perturbation_baselines(np.stack(list(means.values())), list(means), whole, pair.control,
+                                       pair.separator) if whole else {}
         for name, profiles in found.items():
             for condition, profile in profiles.items():
                 out[name][mine & (conditions[rows] == condition)] = profile

@@ -34,7 +34,8 @@ class WrittenCells:
         return csr_matrix(model.read_back(self.ranked))
 
 
-def write_cells(model: CellModel, task: str, labels: Sequence[str], genes: int, answers: AnswerConfig) -> WrittenCells:
+def write_cells(model: CellModel, task: str, labels: Sequence[str], genes: int, answers: AnswerConfig,
+                organism: str | None = None) -> WrittenCells:
     """A cell for each of `labels`, in the first wording of a task whose response is one cell.
 
     Args:
@@ -43,6 +44,7 @@ def write_cells(model: CellModel, task: str, labels: Sequence[str], genes: int, 
       labels: fill the template's one field that is a column; empty texts where it has none.
       genes: asked for.
       answers: temperature, decoder and seed; the length follows from `genes`.
+      organism: what the prompts call it; needed where the model was trained with an obs column of them.
 
     Raises:
       ConfigError: the task's response is no cell, or it asks for other fields than one label.
@@ -62,16 +64,18 @@ def write_cells(model: CellModel, task: str, labels: Sequence[str], genes: int, 
         for label in dict.fromkeys(labels):
             check(not learned or label in learned, "label", label, f"no training cell had it; "
                   f"{nearest(label, learned)}")
-    organism = model.data.organism
-    if column_of(organism) is not None:
-        raise ConfigError(f"task {task!r}: the organism is an obs column; use the library and fill the prompt yourself")
+    if (column := column_of(model.data.organism)) is not None and organism is None:
+        raise ConfigError(f"organism: the model was trained on the obs column {column!r} of them; name one")
+    called = model.data.organism if organism is None else organism
 
     def prompt(label: str) -> list[int]:
-        words = {"num_genes": str(genes), "organism": organism, **dict.fromkeys(map(str, fields), label)}
+        words = {"num_genes": str(genes), "organism": called, **dict.fromkeys(map(str, fields), label)}
         return model.tokens.words("".join(_text(part, words) for part in template.prompts[0]))
 
-    room = model.data.filled(asked) or min(model.tokens.longest(genes), model.data.length)
-    found = model.answer([prompt(label) for label in labels], dataclasses.replace(answers, max_tokens=room))
+    prompts = [prompt(label) for label in labels]
+    left = model.model.max_length - max(map(len, prompts), default=0)
+    room = model.data.filled(asked) or min(model.tokens.longest(genes), left)
+    found = model.answer(prompts, dataclasses.replace(answers, max_tokens=room))
     parsed = [model.tokens.ranked(ids) for ids in found]
     return WrittenCells(tuple(labels), tuple(r[:genes] for r, _ in parsed), sum(p.unknown for _, p in parsed),
                         sum(p.duplicates for _, p in parsed))

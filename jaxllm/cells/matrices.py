@@ -53,6 +53,15 @@ def summed(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
     return ordered
 
 
+def finite(matrix: Any, name: str = "expression") -> sparse.csr_matrix:
+    """`matrix` as sparse float64, with the errors of `dense`."""
+    if not sparse.issparse(matrix):
+        return sparse.csr_matrix(dense(matrix, name))
+    out = sparse.csr_matrix(matrix, dtype=np.float64)
+    check(bool(np.isfinite(out.data).all()), name, "NaN or infinity", "drop those cells or mend them")
+    return out
+
+
 def pair(a: Any, b: Any, names: tuple[str, str] = ("real", "generated")) -> tuple[np.ndarray, np.ndarray]:
     """Two dense matrices with the same columns and at least one row each.
 
@@ -102,7 +111,7 @@ def padded(ranked: Any) -> np.ndarray:
     return out
 
 
-def rank_features(ranked: Any, genes: int | None = None, top: int | None = None) -> np.ndarray:
+def rank_features(ranked: Any, genes: int | None = None, top: int | None = None) -> sparse.csr_matrix:
     """What a sentence says, one number a gene: 1 - log(1 + rank) / log(1 + genes), 0 for a gene that is not in it.
 
     Rank 0 gives 1 and the last of all genes nearly 0, in steps that shrink as expression does; an absent gene is as
@@ -116,36 +125,38 @@ def rank_features(ranked: Any, genes: int | None = None, top: int | None = None)
       top: leave out genes from this rank on; None for whole sentences.
 
     Returns:
-      [N, G] float64.
+      [N, G] float64, sparse.
 
     Raises:
       ConfigError: `genes` is missing, or an id is not below it.
     """
     check(top is None or top > 0, "top", top, "use a number of genes above 0, or None for whole sentences")
     if sparse.issparse(ranked):
-        matrix: Any = sparse.csr_matrix(ranked)
-        out = np.zeros(matrix.shape)
-        for i, (start, stop) in enumerate(zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True)):
-            values = matrix.data[start:stop].astype(np.float64)
-            columns, values = matrix.indices[start:stop][values > 0], values[values > 0]
-            _place(out, np.full(len(values), i), columns, stats.rankdata(-values) - 1, top)
-        return out
+        matrix: Any = sparse.csr_matrix(ranked, dtype=np.float64, copy=True)
+        matrix.data[matrix.data < 0] = 0
+        matrix.eliminate_zeros()
+        for start, stop in zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True):
+            matrix.data[start:stop] = stats.rankdata(-matrix.data[start:stop]) - 1
+        return _features(matrix, top)
     ids = padded(ranked)
     check(genes is not None and genes > 0, "genes", genes, "give the size of the vocabulary")
     assert genes is not None
     check(ids.size == 0 or int(ids.max()) < genes, "ranked", int(ids.max(initial=-1)),
           f"no gene has this id, there are {genes}")
-    out = np.zeros((len(ids), genes))
-    # From the back: of a gene that stands twice, the first place counts.
-    for position in reversed(range(ids.shape[1])):
-        rows = np.flatnonzero(ids[:, position] >= 0)
-        _place(out, rows, ids[rows, position], np.full(len(rows), position), top)
-    return out
+    rows, positions = np.nonzero(ids >= 0)
+    columns = ids[rows, positions]
+    # Of a gene that stands twice, the first place counts.
+    _, first = np.unique(rows * genes + columns, return_index=True)
+    ranks = sparse.csr_matrix((positions[first].astype(np.float64), (rows[first], columns[first])), (len(ids), genes))
+    return _features(ranks, top)
 
 
-def _place(out: np.ndarray, rows: np.ndarray, columns: np.ndarray, ranks: np.ndarray, top: int | None) -> None:
-    values = 1 - np.log1p(ranks) / np.log1p(out.shape[1])
-    out[rows, columns] = values if top is None else np.where(ranks < top, values, 0.0)
+def _features(ranks: sparse.csr_matrix, top: int | None) -> sparse.csr_matrix:
+    """What `rank_features` says of stored ranks, 0 and up."""
+    places: Any = ranks.data
+    values = 1 - np.log1p(places) / np.log1p(ranks.shape[1])  # pyright: ignore[reportOptionalSubscript]
+    ranks.data = values if top is None else np.where(places < top, values, 0.0)
+    return ranks
 
 
 @dataclasses.dataclass(frozen=True)

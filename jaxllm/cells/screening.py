@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -94,6 +95,14 @@ def virtual_screen(model: CellModel, cells: Cells, config: VirtualScreenConfig, 
              for context in (config.statistics.positive, config.statistics.neutral)}
     _agree(out, config, model, candidates, bases, number, cells)
     score = _scorer(model, cells, bases, task, config)
+    missing = [gene for gene in config.program if gene.upper() not in {name.upper() for name in cells.genes}]
+    if missing:
+        log(f"program: {len(missing)} of {len(config.program)} genes are not in the cells and do not count: "
+            f"{', '.join(missing)}")
+    least = len(candidates) / (config.statistics.fdr * (config.statistics.permutations + 1))
+    if least > 1:
+        log(f"statistics.permutations={config.statistics.permutations}: one hit among {len(candidates)} candidates "
+            f"cannot reach q={config.statistics.fdr}; {math.ceil(len(candidates) / config.statistics.fdr)} could")
     records = read_jsonl(out / SCORES) if (out / SCORES).exists() else []
     write_jsonl(out / SCORES, records)  # a kill may have left half a line
     done = {(r["candidate"], r["context"]): r["scores"] for r in records}

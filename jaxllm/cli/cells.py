@@ -15,7 +15,7 @@ ACTIONS = {
     "evaluate": ("jaxllm.cli.cells_evaluate", "labels, generated cells and perturbations against held-out cells"),
     "scfid": ("jaxllm.cli.cells_scfid", "Fréchet distance of embeddings computed elsewhere"),
     "annotate": ("jaxllm.cli.cells_annotate", "labels and embeddings of cells without any"),
-    "generate": ("jaxllm.cli.cells_generate", "cells or answers from a trained model"),
+    "generate": ("jaxllm.cli.cells_generate", "cells of a type from a trained model"),
     "screen": ("jaxllm.cli.cells_screen", "rank perturbations by a gene program's effect in two contexts"),
 }
 

@@ -1,4 +1,4 @@
-"""`jaxllm cells generate MODEL`: cells of a type, or labels of cells, from a trained model."""
+"""`jaxllm cells generate MODEL`: cells of a type, from a trained model."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="value that the cells are written for; may be given several times")
     parser.add_argument("--count", type=int, default=10, help="cells written for each label")
     parser.add_argument("--genes", type=int, default=200, help="genes asked for of each cell")
+    parser.add_argument("--organism", help="what the prompts call it; the model's own by default")
     parser.add_argument("--out", type=Path, help=".h5ad for the cells (expression by the fitted line), or .jsonl")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as temperature=0.8 seed=1")
 
@@ -39,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
                           f"{nearest(args.task, templates)}")
     labels = args.label or [""]
     wanted = [label for label in labels for _ in range(args.count)]
-    made = write_cells(model, args.task, wanted, args.genes, answers)
+    made = write_cells(model, args.task, wanted, args.genes, answers, args.organism)
     for i in range(0, len(made.labels), args.count):
         head = " ".join(model.tokens.genes[g] for g in made.ranked[i][:12])
         print(f"{made.labels[i] or 'cell'}: {head} ... ({len(made.ranked[i])} genes)")
