@@ -27,6 +27,7 @@ from jaxllm.cells.evaluation_cells import (
     perturbed,
 )
 from jaxllm.cells.examples import TaskExamples
+from jaxllm.cells.generate import write_h5ad
 from jaxllm.cells.metrics import reconstruction
 from jaxllm.cells.shards import Cells
 from jaxllm.cells.split import split_cells
@@ -164,7 +165,18 @@ def cell_names(cells: Cells, arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def write(out: str | Path, report: dict[str, Any], cells: Cells) -> None:
-    """`evaluation.json` and `predictions.jsonl` in a directory."""
+    """`evaluation.json`, `predictions.jsonl` and, of each task of generated cells, all sets in one .h5ad.
+
+    Their obs says set and label; embedded elsewhere, such as by scGPT, `jaxllm cells scfid` compares them again.
+    """
     Path(out).mkdir(parents=True, exist_ok=True)
     write_json(Path(out) / "evaluation.json", {k: v for k, v in report.items() if k != "arrays"})
     write_jsonl(Path(out) / "predictions.jsonl", cell_names(cells, report["arrays"]))
+    for task, found in report["arrays"].items():
+        if report["tasks"][task]["kind"] != "cell":
+            continue
+        sets = {name: found[name] for name in ("real", *report["tasks"][task]["sets"])}
+        count = len(found["labels"])
+        write_h5ad(Path(out) / f"{task}.h5ad", np.concatenate(list(sets.values())), cells.genes,
+                   [f"{name} {i}" for name in sets for i in range(count)],
+                   {"set": np.repeat(list(sets), count).tolist(), "label": found["labels"].tolist() * len(sets)})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -12,6 +14,7 @@ from jaxllm.cells.decoding import AnswerConfig, CellModel
 from jaxllm.cells.examples import column_of
 from jaxllm.cells.templates import Part
 from jaxllm.config import ConfigError, check, nearest
+from jaxllm.files import aside
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +82,26 @@ def write_cells(model: CellModel, task: str, labels: Sequence[str], genes: int, 
     parsed = [model.tokens.ranked(ids) for ids in found]
     return WrittenCells(tuple(labels), tuple(r[:genes] for r, _ in parsed), sum(p.unknown for _, p in parsed),
                         sum(p.duplicates for _, p in parsed))
+
+
+def write_h5ad(path: str | Path, expression: Any, genes: Sequence[str], names: Sequence[str],
+               obs: Mapping[str, Sequence[str]]) -> None:
+    """Made cells [N, G] as AnnData, whole or not at all.
+
+    Args:
+      path: .h5ad.
+      expression: by the fitted line.
+      genes: [G] names.
+      names: [N] of the cells.
+      obs: columns [N].
+    """
+    import anndata
+    import pandas
+
+    data = anndata.AnnData(csr_matrix(expression), obs=pandas.DataFrame(dict(obs), index=pandas.Index(list(names))),
+                           var=pandas.DataFrame(index=pandas.Index(list(genes))))
+    with aside(path) as temporary:
+        data.write_h5ad(temporary)
 
 
 def _text(part: Part, words: dict[str, str]) -> str:

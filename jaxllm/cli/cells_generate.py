@@ -53,19 +53,13 @@ def run(args: argparse.Namespace) -> int:
 
 def save(path: Path, made: Any, model: Any) -> None:
     """The cells as JSONL of sentences, or as h5ad of expression by the fitted line."""
-    from jaxllm.files import aside, write_jsonl
+    from jaxllm.cells.generate import write_h5ad
+    from jaxllm.files import write_jsonl
 
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
         write_jsonl(path, [{"label": label, "cell_sentence": " ".join(model.tokens.genes[g] for g in ranked)}
                            for label, ranked in zip(made.labels, made.ranked, strict=True)])
         return
-    import anndata
-    import pandas
-
     names = [f"generated_{i}" for i in range(len(made.labels))]
-    data = anndata.AnnData(made.expression(model),
-                           obs=pandas.DataFrame({"label": made.labels}, index=pandas.Index(names)),
-                           var=pandas.DataFrame(index=pandas.Index(model.tokens.genes)))
-    with aside(path) as temporary:
-        data.write_h5ad(temporary)
+    write_h5ad(path, made.expression(model), model.tokens.genes, names, {"label": made.labels})

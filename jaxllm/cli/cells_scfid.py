@@ -9,17 +9,42 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the action."""
     text = "embeddings by cell: .npz of `cells` and `embedding`, .parquet or .csv"
-    parser.add_argument("real", type=Path, help=f"real cells; {text}")
+    parser.add_argument("real", type=Path, help=f"real cells; {text}; or the .h5ad of an evaluation, with all its sets")
     parser.add_argument("generated", type=Path, help="generated cells, as `jaxllm cells generate --out` names them, by "
-                                                     "the same embedder")
+                                                     "the same embedder; or all cells of that .h5ad")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read both, print the distance."""
+    """Read both, print the distance, of an evaluation's cells by set and label."""
     from jaxllm.cells.embedder import embeddings_from_file
     from jaxllm.cells.frechet import frechet
 
+    if args.real.suffix == ".h5ad":
+        return _sets(args.real, args.generated)
     found = frechet(*(embeddings_from_file(path).values for path in (args.real, args.generated)))
     print(f"scFID {found.value:.4f} in {found.dim} dimensions: {found.n_real} real and {found.n_generated} generated "
           "cells" + ("; too few for the dimensions, compare with equal numbers only" if found.deficient else ""))
+    return 0
+
+
+def _sets(path: Path, embeddings: Path) -> int:
+    from jaxllm.cells.embedder import embeddings_from_file
+    from jaxllm.cells.frechet import frechet
+    from jaxllm.cells.inputs import open_source
+    from jaxllm.studies import console, table
+
+    source = open_source(path)
+    source.check_columns(("set", "label"))
+    of, labels = (source.column(name, 0, source.cells).to_numpy(zero_copy_only=False) for name in ("set", "label"))
+    values = embeddings_from_file(embeddings).of(source.names(0, source.cells))
+    real, known = of == "real", sorted(set(labels.tolist()))
+
+    def distance(name: str, label: str | None) -> float:
+        mine = labels == label if label is not None else labels == labels
+        a, b = values[real & mine], values[(of == name) & mine]
+        return frechet(a, b).value if min(len(a), len(b)) > 1 else float("nan")
+
+    console().print(table(f"scFID to {int(real.sum())} real cells, {values.shape[1]} dimensions", [
+        "cells", "all", *known], [[name, *(distance(name, label) for label in (None, *known))]
+                                  for name in dict.fromkeys(of.tolist()) if name != "real"]))
     return 0

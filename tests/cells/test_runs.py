@@ -7,6 +7,7 @@ import shutil
 import anndata
 import numpy as np
 import pytest
+from scipy.linalg import sqrtm
 
 from jaxllm.cells import ConvertConfig, convert, embeddings_from_file, open_cells, train_cells
 from jaxllm.cells.annotation import annotate, embed
@@ -313,6 +314,18 @@ def test_commands(run, here, capsys):
     assert embeddings_from_file(here / "e.npz").of(["cell7"]).shape == (1, 32)
     assert main(["cells", "scfid", str(here / "e.npz"), str(here / "e.npz")]) == 0
     assert "scFID 0.0000 in 32 dimensions: 120 real" in capsys.readouterr().out.replace("-0.0000", "0.0000")
+    # Cells of an evaluation, embedded elsewhere.
+    made = anndata.read_h5ad(here / "e" / "1_cell_type_generation.h5ad")
+    sets = made.obs["set"].astype(str)
+    assert made.shape == (12 * 5, 26) and set(sets) == {"real", "model", "marginals of the type", "marginals of all",
+                                                        "copies of training cells"}
+    np.savez(here / "elsewhere.npz", cells=made.obs_names.to_numpy(str), embedding=made.X[:, :3].toarray())
+    assert main(["cells", "scfid", str(here / "e" / "1_cell_type_generation.h5ad"), str(here / "elsewhere.npz")]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if "marginals of all" in line)
+    a, b = (made[sets == name].X[:, :3].toarray() for name in ("real", "marginals of all"))
+    root = sqrtm(np.cov(a.T) @ np.cov(b.T)).real
+    want = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(np.cov(a.T) + np.cov(b.T) - 2 * root)
+    assert float(line.split("│")[2]) == pytest.approx(want, rel=1e-2)
     assert main(["cells", "evaluate", str(here)]) == 2
     assert "holds no cells.json" in capsys.readouterr().err
     assert main(["cells", "generate", str(run), "--task", "generation"]) == 2
