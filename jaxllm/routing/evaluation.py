@@ -100,15 +100,16 @@ def evaluate_routers(opened: Opened, out: str | Path, config: EvaluateConfig = E
     saved = load_routers(out / FILE, opened.base, opened.model.num_layers)
     report: dict[str, Any] = {"layers": opened.model.num_layers, "families": {}, "settings":
                               dataclasses.asdict(config)}
+    judged: dict[tuple[int, ...], float] = {}  # single routes, which families share
     for family in opened.families("in", "out"):
         progress(f"{family.name}: {len(opened.problems[family.name])} problems")
-        report["families"][family.name] = _family(opened, family, out, saved, config, progress)
+        report["families"][family.name] = _family(opened, family, out, saved, config, judged, progress)
     write_json(out / EVALUATION, report)
     return report
 
 
 def _family(opened: Opened, family: FamilyConfig, out: Path, saved: SavedRouters, config: EvaluateConfig,
-            progress: Callable[[str], None]) -> dict[str, Any]:
+            judged: dict[tuple[int, ...], float], progress: Callable[[str], None]) -> dict[str, Any]:
     problems, layers = opened.problems[family.name], opened.model.num_layers
     verdicts = opened.evaluator(problems, opened.engine)
 
@@ -118,7 +119,7 @@ def _family(opened: Opened, family: FamilyConfig, out: Path, saved: SavedRouters
     routes = {"unrouted": np.ones((len(problems), layers), np.int8),
               "routed": decided(opened, problems, saved, config.lean)}
     budget = float(routes["routed"].sum(1).mean())
-    found = _static(opened, out, budget, config, progress)
+    found = _static(opened, out, budget, config, judged, progress)
     if found is not None:
         routes["static"] = np.tile(np.array(found, np.int8), (len(problems), 1))
     rng = np.random.default_rng(config.seed)
@@ -195,9 +196,12 @@ def _batches(opened: Opened, rows: Sequence[tuple[int, ...]]) -> Any:
         yield len(part), *pad_rows(part, b, t)
 
 
-def _static(opened: Opened, out: Path, budget: float, config: EvaluateConfig,
+def _static(opened: Opened, out: Path, budget: float, config: EvaluateConfig, judged: dict[tuple[int, ...], float],
             progress: Callable[[str], None]) -> tuple[int, ...] | None:
-    """The best single route of at most `budget` executions among those found in training; None if there is none."""
+    """The best single route of at most `budget` executions among those found in training; None if there is none.
+
+    `judged` holds accuracies on training problems by route, and gets those that are wanting.
+    """
     problems: list[Problem] = []
     seen: Counter[tuple[int, ...]] = Counter()
     for family in opened.families("train"):
@@ -216,9 +220,10 @@ def _static(opened: Opened, out: Path, budget: float, config: EvaluateConfig,
     chosen = np.random.default_rng(config.seed).permutation(len(problems))[:config.static_problems]
     some = [problems[i] for i in chosen]
     verdicts = opened.evaluator(some, opened.engine)
-    asked = [(i, np.array(c, np.int8)) for c in candidates for i in range(len(some))]
-    right = np.array([v.right for v in verdicts(asked)]).reshape(len(candidates), len(some)).mean(1)
-    return candidates[int(np.argmax(right))]
+    new = [c for c in candidates if c not in judged]
+    right = [v.right for v in verdicts([(i, np.array(c, np.int8)) for c in new for i in range(len(some))])]
+    judged.update(zip(new, np.reshape(right, (len(new), len(some))).mean(1).tolist(), strict=True))
+    return max(candidates, key=judged.__getitem__)
 
 
 def _generated(opened: Opened, problems: Sequence[Problem], saved: SavedRouters, lean: float) -> dict[str, Any]:
