@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from tokenizers import Tokenizer
@@ -35,12 +37,17 @@ _RUN_ONLY = ("prefetch",)  # settings that change no row
 
 def cells_objective(config: CellsConfig) -> Objective:
     """Causal, or masked diffusion where the model is not."""
+    if config.cells.once:
+        @functools.cache
+        def made() -> Objective:  # when a step is traced: a config says what is wrong with it before cells are there
+            return causal_objective(config.model, GeneTokens(run_tokenizer(config), config.cells.open().genes).gene_ids)
+
+        def validate(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return made().validate(params, batch, key)  # type: ignore[misc]
+
+        return Objective(loss=lambda params, batch, key: made().loss(params, batch, key), validate=validate)
     if config.model.causal:
-        once: tuple[int, ...] = ()
-        if config.cells.once:
-            once = GeneTokens(run_tokenizer(config), config.cells.open().genes).gene_ids
-            check(len(once) > 0, "cells.once", True, "needs genes that are single tokens")
-        return causal_objective(config.model, once)
+        return causal_objective(config.model)
     return diffusion_objective(config.model, config.objective)
 
 
@@ -123,6 +130,8 @@ class CellsFeed:
         assert model.eos_id is not None
         self._config, cells = config, data.open()
         tokens = GeneTokens(tokenizer, cells.genes)
+        check(not data.once or len(tokens.gene_ids) > 0, "cells.once", True, "needs genes that are single tokens; give "
+              "the tokenizer genes by jaxllm cells tokens")
         self._rows = CellRows(data, cells, tokens, "train", eos_id=model.eos_id, seed=config.seed)
         files = [task.texts for task in data.tasks if task.texts is not None and column_of(task.texts) is None]
         self._sums = {"templates": sha256(templates_file(data.templates)), "texts": [sha256(file) for file in files],
