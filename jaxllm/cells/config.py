@@ -32,7 +32,7 @@ class CellsDataConfig:
       split: which cells are trained, validated and tested on.
       learn: `response`, or `all` for the prompt's tokens too.
       once: learn what follows given that a gene is named once at most, as cells are then written: a gene that the
-        response has named is no choice any more. For causal models whose genes are single tokens.
+        response has named is no choice any more. For genes that are single tokens.
       length: tokens of a row, T.
       batch_size: rows of a global batch, B.
       examples_per_row: packed into a row, each in `length / examples_per_row` tokens; an example that is longer loses
@@ -78,8 +78,6 @@ class CellsDataConfig:
         if self.once:
             check(self.learn == "response", "cells.once", True, "goes with cells.learn=response: prompts name genes of "
                   "their own")
-            check(self.response_length is None, "cells.once", True, "is for causal models; masked diffusion fills "
-                  "several places at a time")
             for task in self.tasks:
                 fields = [part.field for part in templates[task.template].response]
                 check("sentences" not in fields, "cells.once", True, f"responses of {task.template!r} hold several "

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,9 @@ class AnswerConfig:
       slots: prompts decoded at a time.
       method: decoder of masked diffusion: `full`, `prefix`, `dual`, `elastic`.
       threshold: confidence from which masked diffusion commits a token.
-      once: name a gene at most once, where genes are single tokens (causal models); for answers of one cell. A model
-        that was trained with `cells.once` always does.
+      order: in which masked diffusion commits tokens, see `DecodeConfig`; the default does not favour likely ones.
+      once: name a gene at most once, where genes are single tokens; for answers of one cell. A model that was trained
+        with `cells.once` always does.
       seed: of the draws.
     """
 
@@ -50,6 +51,7 @@ class AnswerConfig:
     slots: int = 32
     method: str = "elastic"
     threshold: float = 0.9
+    order: Literal["confidence", "certainty"] = "certainty"
     once: bool = False
     seed: int = 0
 
@@ -57,11 +59,11 @@ class AnswerConfig:
         for name in ("max_tokens", "slots"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
 
-    def decoder(self) -> DecodeConfig:
-        """Settings of masked diffusion; blocks are as long as divides the length, at most 32."""
+    def decoder(self, genes: tuple[int, ...] = ()) -> DecodeConfig:
+        """Settings of masked diffusion, each of `genes` once; blocks are as long as divides the length, at most 32."""
         return DecodeConfig(method=self.method, gen_length=self.max_tokens,  # type: ignore[arg-type]
                             block_length=math.gcd(self.max_tokens, 32), threshold=self.threshold,
-                            temperature=self.temperature)
+                            temperature=self.temperature, order=self.order, once=genes)
 
 
 WRITTEN = AnswerConfig(temperature=1.0, once=True)
@@ -107,19 +109,22 @@ class CellModel:
               f"with a prompt of {longest} tokens the model reads {self.model.max_length} in all")
         return self._causal(prompts, config, seeds) if self.model.causal else self._diffusion(prompts, config, seeds)
 
+    def _once(self, config: AnswerConfig) -> tuple[int, ...]:
+        return self.tokens.gene_ids if config.once or self.data.once else ()
+
     def _causal(self, prompts: Sequence[Sequence[int]], config: AnswerConfig, seeds: list[int]) -> list[list[int]]:
         sampling = Sampling(config.temperature, config.top_k, config.top_p)
         needed = max(map(len, prompts), default=1) + config.max_tokens
         length = min(self.model.max_length, -(-needed // BUCKET) * BUCKET)
         shape = EngineConfig(slots=config.slots, length=length, stop_ids=(self.eos_id,), prompt_bucket=BUCKET,
-                             once=self.tokens.gene_ids if config.once or self.data.once else ())
+                             once=self._once(config))
         engine = Engine(self.params, self.model, shape)
         found = engine.run(Request(i, prompt, config.max_tokens, sampling, seed)
                            for i, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)))
         return [[t for t in c.tokens.tolist() if t != self.eos_id] for c in found]
 
     def _diffusion(self, prompts: Sequence[Sequence[int]], config: AnswerConfig, seeds: list[int]) -> list[list[int]]:
-        settings = config.decoder()
+        settings = config.decoder(self._once(config))
         out: list[list[int]] = []
         for start in range(0, len(prompts), config.slots):
             count = min(config.slots, len(prompts) - start)

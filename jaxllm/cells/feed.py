@@ -40,15 +40,19 @@ def cells_objective(config: CellsConfig) -> Objective:
     if config.cells.once:
         @functools.cache
         def made() -> Objective:  # when a step is traced: a config says what is wrong with it before cells are there
-            return causal_objective(config.model, GeneTokens(run_tokenizer(config), config.cells.open().genes).gene_ids)
+            return _objective(config, GeneTokens(run_tokenizer(config), config.cells.open().genes).gene_ids)
 
         def validate(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             return made().validate(params, batch, key)  # type: ignore[misc]
 
         return Objective(loss=lambda params, batch, key: made().loss(params, batch, key), validate=validate)
+    return _objective(config)
+
+
+def _objective(config: CellsConfig, once: tuple[int, ...] = ()) -> Objective:
     if config.model.causal:
-        return causal_objective(config.model)
-    return diffusion_objective(config.model, config.objective)
+        return causal_objective(config.model, once)
+    return diffusion_objective(config.model, config.objective, once)
 
 
 class CellRows:

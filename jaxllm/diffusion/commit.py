@@ -150,6 +150,8 @@ def commit(
     """
     b, n = state.tokens.shape
     candidate = (positions < n) & _take(state.left, positions)
+    if config.once:
+        logits = jnp.where(_said(state, config, logits.shape[-1])[:, None], -jnp.inf, logits)
     allowed = logits
     if config.suppress_mask:
         allowed = jnp.where(jnp.arange(logits.shape[-1]) == model.mask_id, -jnp.inf, allowed)
@@ -160,7 +162,17 @@ def commit(
         allowed = allowed + config.temperature * jax.vmap(noise)(state.keys, state.record.steps)
     token = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
     log_p = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
-    chosen = choose(jnp.exp(log_p), candidate, config, count)
+    strength = jnp.exp(log_p)
+    if config.order == "certainty":
+        strength = jnp.exp(jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1))
+    elif config.order == "random":
+        def chance(key, step):
+            return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, step), 1), (positions.shape[1],))
+
+        strength = jax.vmap(chance)(state.keys, state.record.steps)
+    chosen = choose(strength, candidate, config, count)
+    if config.once:
+        chosen = _first_of_each(chosen, token, strength, config)
 
     where = jnp.where(chosen, positions, n)
     line = jnp.arange(b)[:, None]
@@ -184,6 +196,24 @@ def commit(
         r.similarity.at[at, :, line].set(similarity.T, mode="drop"))
     return dataclasses.replace(state, tokens=tokens, decoded=decoded, left=left, committed_at=committed_at,
                                step=state.step + 1, record=record), where
+
+
+def _said(state: Generation, config: DecodeConfig, vocab: int) -> jax.Array:
+    """Bool `[B, V]`, which tokens of `config.once` each answer holds."""
+    b, n = state.tokens.shape
+    answer = state.decoded & (jnp.arange(n) >= state.lengths[:, None])
+    where = jnp.where(answer, state.tokens, vocab)  # past the end, where `drop` applies
+    said = jnp.zeros((b, vocab), bool).at[jnp.arange(b)[:, None], where].set(True, mode="drop")
+    return said & jnp.zeros(vocab, bool).at[jnp.array(config.once)].set(True)
+
+
+def _first_of_each(chosen: jax.Array, token: jax.Array, strength: jax.Array, config: DecodeConfig) -> jax.Array:
+    """`chosen` `[B, C]` without those whose token of `config.once` another one takes in the same step with more
+    strength; it is left for a later step."""
+    place = ranks(jnp.where(chosen, strength, -jnp.inf))
+    same = (token[:, :, None] == token[:, None, :]) & chosen[:, None, :]
+    beaten = jnp.any(same & (place[:, None, :] < place[:, :, None]), axis=2)
+    return chosen & ~(beaten & jnp.isin(token, jnp.array(config.once)))
 
 
 def _take(values: jax.Array, index: jax.Array) -> jax.Array:

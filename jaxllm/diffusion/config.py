@@ -36,6 +36,10 @@ class DecodeConfig:
       block_caching: False lets all masks, not only the window, query and choose probes (elastic).
       drift_axis: cosine over `heads` (released code) or over `keys` (paper).
       temperature: Gumbel noise on the choice of tokens; 0 is greedy.
+      order: what a candidate's place in the commit rule goes by: the probability of its chosen token (`confidence`),
+        that of its likeliest (`certainty`), or chance (`random`, LLaDA's; with a number of tokens a step). Under noise
+        the first prefers candidates that happen to have drawn a likely token, so that rare ones hardly come up.
+      once: tokens that an answer holds at most once, such as the items of a ranking; the prompt's do not count.
       cfg_scale: classifier-free guidance with the prompt masked, 0 is off (full).
       eos_id: token that ends the answer; None takes the model's; a negative id switches the stop off.
       fill_eos: positions right of the first EOS come back as EOS.
@@ -55,6 +59,8 @@ class DecodeConfig:
     block_caching: bool = True
     drift_axis: Literal["heads", "keys"] = "heads"
     temperature: float = 0.0
+    order: Literal["confidence", "certainty", "random"] = "confidence"
+    once: tuple[int, ...] = ()
     cfg_scale: float = 0.0
     eos_id: int | None = None
     fill_eos: bool = True
@@ -81,6 +87,12 @@ class DecodeConfig:
         check(self.drift_axis in ("heads", "keys"), "drift_axis", self.drift_axis, "use heads or keys")
         check(math.isfinite(self.temperature) and self.temperature >= 0, "temperature", self.temperature,
               "must be a finite number of at least 0")
+        check(self.order in ("confidence", "certainty", "random"), "order", self.order,
+              "use confidence, certainty or random")
+        check(self.order != "random" or self.tokens_per_step is not None or self.steps is not None, "order", "random",
+              "chance is no measure for a threshold or factor; set tokens_per_step")
+        check(not self.once or self.steps is None, "once", f"{len(self.once)} tokens", "a fixed schedule "
+              "commits tokens that are the same in one step; use another rule than steps")
         check(math.isfinite(self.cfg_scale) and self.cfg_scale >= 0, "cfg_scale", self.cfg_scale,
               "must be a finite number of at least 0")
         if self.method in BLOCK_METHODS:
@@ -113,6 +125,9 @@ def resolve(model: ModelConfig, config: DecodeConfig) -> DecodeConfig:
     eos = model.eos_id if config.eos_id is None else config.eos_id
     check(eos is None or eos < model.vocab_size, "eos_id", eos,
           f"must lie inside the vocabulary 0..{model.vocab_size - 1}")
+    if config.once:
+        check(0 <= min(config.once) and max(config.once) < model.vocab_size, "once", max(config.once),
+              f"must lie inside the vocabulary 0..{model.vocab_size - 1}")
     return dataclasses.replace(config, eos_id=-1 if eos is None else eos)
 
 

@@ -8,6 +8,7 @@ LLaDA's uniform masking a share of rows can be masked as semi-autoregressive dec
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -144,9 +145,22 @@ def _unshifted(hidden: jax.Array, config: ModelConfig, positions: jax.Array | No
     return jnp.where((positions == 0)[..., None], hidden, shifted)
 
 
-def masked_diffusion_loss(model: ModelConfig, config: MaskedDiffusionConfig):
+def _seen(batch: Batch, masked: jax.Array, once: Sequence[int]) -> jax.Array | None:
+    """Which of `once` (K ids) a row's learned tokens show, not being masked: bool `[B, T, K]`, alike for all t."""
+    if not once:
+        return None
+    shown = (batch.loss_weights > 0) & ~masked
+    named = jnp.any((batch.tokens[..., None] == jnp.array(once)) & shown[..., None], axis=1, keepdims=True)
+    return jnp.broadcast_to(named, (*batch.tokens.shape, len(once)))
+
+
+def masked_diffusion_loss(model: ModelConfig, config: MaskedDiffusionConfig, once: Sequence[int] = ()):
     """LLaDA's loss: cross-entropy on masked tokens over t, divided by the maskable tokens of the batch; a
-    mixture's router losses on top."""
+    mixture's router losses on top.
+
+    Tokens of `once` that a row's response shows are no choice for its masks, as in decoding with `DecodeConfig.once`;
+    rows then hold one response each.
+    """
     check(model.mask_id is not None, "model.mask_id", None, "a masked-diffusion model needs a mask token id")
 
     def loss_fn(params: Any, batch: Batch, key: jax.Array):
@@ -163,7 +177,7 @@ def masked_diffusion_loss(model: ModelConfig, config: MaskedDiffusionConfig):
             visible = frozen(jax.random.fold_in(key, 2), masked, config.frozen_share)
         noisy = jnp.where(masked, model.mask, batch.tokens)
         hidden, aux = predictors(params, model, noisy, batch.positions, segments, visible)
-        loss, right = token_losses(params, model, hidden, batch.tokens)
+        loss, right = token_losses(params, model, hidden, batch.tokens, once, _seen(batch, masked, once))
         count = jnp.sum(batch.loss_weights)
         learned = (weight > 0).astype(jnp.float32)
         metrics = {"train/accuracy": (jnp.sum(right * learned), jnp.sum(learned))}
@@ -173,13 +187,13 @@ def masked_diffusion_loss(model: ModelConfig, config: MaskedDiffusionConfig):
     return loss_fn
 
 
-def elbo(params: Any, model: ModelConfig, batch: Batch, key: jax.Array,
-         samples: int = 1) -> tuple[jax.Array, jax.Array]:
+def elbo(params: Any, model: ModelConfig, batch: Batch, key: jax.Array, samples: int = 1,
+         once: Sequence[int] = ()) -> tuple[jax.Array, jax.Array]:
     """Monte Carlo bound on -log p(response | prompt) in nats, as (sum, tokens) over the batch.
 
     LLaDA equation 6: for each row draw l uniformly from 1..L, mask exactly l of its L maskable tokens
     and weigh their cross-entropy by L / l; lower variance than drawing each token alone. Perplexity
-    is exp(sum / tokens).
+    is exp(sum / tokens). `once` as in `masked_diffusion_loss`.
     """
     maskable = batch.loss_weights > 0
     count = jnp.sum(maskable, axis=1)
@@ -193,7 +207,8 @@ def elbo(params: Any, model: ModelConfig, batch: Batch, key: jax.Array,
         masked = maskable & (rank < number[:, None])
         noisy = jnp.where(masked, model.mask, batch.tokens)
         hidden = predictors(params, model, noisy, batch.positions, batch.segment_ids)[0]
-        return jnp.sum(token_losses(params, model, hidden, batch.tokens)[0] * masked * (count / number)[:, None])
+        loss, _ = token_losses(params, model, hidden, batch.tokens, once, _seen(batch, masked, once))
+        return jnp.sum(loss * masked * (count / number)[:, None])
 
     total = jnp.mean(jax.lax.map(one, jax.random.split(key, samples)))
     return total, jnp.sum(count).astype(jnp.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from jaxllm.diffusion.objective import MaskedDiffusionConfig, elbo, masked_diffusion_loss
 from jaxllm.models import ModelConfig
@@ -16,7 +17,7 @@ class DiffusionTrainConfig(TrainConfig):
     objective: MaskedDiffusionConfig = MaskedDiffusionConfig()
 
 
-def diffusion_objective(model: ModelConfig, masking: MaskedDiffusionConfig) -> Objective:
-    """LLaDA's loss, and its likelihood bound as validation."""
-    return Objective(loss=masked_diffusion_loss(model, masking),
-                     validate=lambda params, batch, key: elbo(params, model, batch, key))
+def diffusion_objective(model: ModelConfig, masking: MaskedDiffusionConfig, once: Sequence[int] = ()) -> Objective:
+    """LLaDA's loss, and its likelihood bound as validation; `once` as in `masked_diffusion_loss`."""
+    return Objective(loss=masked_diffusion_loss(model, masking, once),
+                     validate=lambda params, batch, key: elbo(params, model, batch, key, once=once))

@@ -214,8 +214,6 @@ def test_part_of_the_cells_without_a_label(tmp_path):
         CellResponses(str(tmp_path / "run"), "cell_type_generation")
     with pytest.raises(ConfigError, match="goes with cells.learn=response"):
         config_of(tmp_path, short, "cells.once=true", "cells.learn=all")
-    with pytest.raises(ConfigError, match="is for causal models"):
-        config_of(tmp_path, MASKED, "cells.once=true")
 
 
 def test_cells_without_labels(model, here, tmp_path):

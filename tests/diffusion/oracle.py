@@ -41,6 +41,8 @@ class Settings:
       block_caching: False queries and probes with all positions left, not only the window.
       drift_axis: cosine over "heads" (released code) or over "keys" (paper).
       shift_logits: None follows the model.
+      order: candidates compete by the probability of the chosen token ("confidence") or of the likeliest ("certainty").
+      once: tokens that an answer holds at most once.
     """
 
     gen_length: int
@@ -59,6 +61,8 @@ class Settings:
     fill_eos: bool = True
     suppress_mask: bool = True
     shift_logits: bool | None = None
+    order: str = "confidence"
+    once: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass
@@ -157,6 +161,7 @@ class Run:
         self.length = len(self.tokens)
         self.left = list(range(len(prompt), self.length))  # positions still to decode, ascending
         self.eos_at: int | None = None
+        self.answer: list[int] = []  # tokens committed
         self.nfe = self.layer_rows = 0
         self.trace: list[dict] = []
         self.margins: dict[str, float] = {}
@@ -177,23 +182,28 @@ class Run:
         `logits` maps a computed row to its logits [V].
         """
         best, confidence, gaps = [], [], []
+        said = {t for t in self.answer if t in self.options.once}
         for position in candidates:
             row = logits[self.predictor(position)].astype(np.float64)
+            row[list(said)] = -np.inf
             probability = oracle_model.softmax(row)
             allowed = row.copy()
             if self.options.suppress_mask:
                 allowed[self.model.mask_id] = -np.inf
             token = int(np.argmax(allowed))
             best.append(token)
-            confidence.append(float(probability[token]))
+            confidence.append(float(probability.max() if self.options.order == "certainty" else probability[token]))
             allowed[token] = -np.inf
             gaps.append(float(probability[token] - probability[int(np.argmax(allowed))]))
         picked, margin = choose(confidence, self.options, count)
         self.note_margin("choice", margin)
+        picked = [i for place, i in enumerate(picked)  # by falling confidence: a token's first keeps it
+                  if best[i] not in self.options.once or best[i] not in [best[j] for j in picked[:place]]]
         committed = sorted(candidates[i] for i in picked)
         for i in picked:
             self.note_margin("argmax", gaps[i])
             self.tokens[candidates[i]] = best[i]
+            self.answer.append(best[i])
             if best[i] == self.options.eos_id:
                 self.eos_at = candidates[i] if self.eos_at is None else min(self.eos_at, candidates[i])
         self.left = [p for p in self.left if p not in committed]

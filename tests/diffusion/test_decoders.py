@@ -32,6 +32,9 @@ CASES = {
     "schedule": ("full", "llada", dict(BLOCK, steps=9)),
     "schedule_dual": ("dual", "llada", dict(BLOCK, steps=15)),
     "factor_prefix": ("prefix", "llada", dict(BLOCK, factor=0.8)),
+    "once": ("elastic", "llada", dict(WINDOW, threshold=0.5, gamma=0.97, once=tuple(range(4, 44)))),
+    "once_by_certainty": ("full", "dream", dict(BLOCK, threshold=0.2, once=tuple(range(0, 48, 2)), order="certainty")),
+    "once_several_a_step": ("prefix", "llada", dict(BLOCK, tokens_per_step=3, once=tuple(range(46)))),
     "top_k_dual": ("dual", "llada", dict(BLOCK, tokens_per_step=3)),
 }
 PROMPT_LENGTHS = (5, 19)
@@ -82,6 +85,8 @@ def test_matches_the_restatement(pairs, name):
     if name == "gamma_minus_1":
         assert all(step["start_reset"] in (-1, 3) for record in records for step in record.trace)
         assert all(step["start_reset"] == 3 for record in records for step in record.trace[1:])
+    if name == "once":
+        assert all(record.tokens[-24:].count(token) <= 1 for record in records for token in range(4, 44))
     if name == "gamma_2":
         assert all(step["start_reset"] == 1 for record in records for step in record.trace[1:])
 

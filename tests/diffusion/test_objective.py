@@ -8,8 +8,8 @@ import pytest
 from jaxllm.config import ConfigError, load
 from jaxllm.data import Batch
 from jaxllm.diffusion import MaskedDiffusionConfig, masked_diffusion_loss
-from jaxllm.diffusion.objective import cut, frozen, predictors
-from jaxllm.models import ModelConfig, init
+from jaxllm.diffusion.objective import corrupt, cut, frozen, predictors
+from jaxllm.models import ModelConfig, apply, init
 
 MODEL = ModelConfig(vocab_size=24, d_model=16, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8, d_mlp=24,
                     max_length=64, eos_id=1, mask_id=0)
@@ -42,6 +42,29 @@ def test_keys_of_known_tokens_do_not_change_with_what_follows():
     assert (np.abs(np.asarray(base - changed))[:, 5:] > 0).any(-1).all()
     free = (predictors(params, MODEL, other)[0], predictors(params, MODEL, tokens)[0])
     assert (np.abs(np.asarray(free[0] - free[1])) > 0).any(-1).all()
+
+
+def test_what_a_row_shows_is_no_choice_for_its_masks():
+    """Against a loop over masked tokens: those of `once` that learned tokens show are left out of the softmax."""
+    params, once, rng = init(MODEL, jax.random.key(0)), (3, 4, 9, 17, 20), np.random.default_rng(0)
+    weights = np.ones((6, 16), np.float32)
+    weights[:, :4] = 0
+    batch = Batch(tokens=rng.integers(2, 24, (6, 16)), positions=np.broadcast_to(np.arange(16), (6, 16)),
+                  segment_ids=np.ones((6, 16), np.int32), loss_weights=weights)
+    config, key = MaskedDiffusionConfig(), jax.random.key(5)
+    total, count, _ = masked_diffusion_loss(MODEL, config, once)(params, batch, key)
+    masked, weight = (np.asarray(x) for x in corrupt(key, jnp.asarray(weights > 0), config))
+    noisy = np.where(masked, 0, batch.tokens)
+    logits = np.asarray(apply(params, MODEL, noisy).logits, np.float64)
+    expected, barred_ever = 0.0, 0
+    for r, t in zip(*np.nonzero(masked), strict=True):
+        shown = {x for x, w, m in zip(batch.tokens[r], weights[r], masked[r], strict=True) if w > 0 and not m}
+        barred = [x for x in once if x in shown and x != batch.tokens[r, t]]
+        row = np.delete(logits[r, t], barred)
+        expected -= weight[r, t] * (logits[r, t, batch.tokens[r, t]] - np.log(np.exp(row).sum()))
+        barred_ever += len(barred)
+    assert barred_ever > 20 and float(count) == 72
+    assert float(total) == pytest.approx(expected, rel=1e-5)
 
 
 def test_share_of_frozen_rows():
