@@ -22,8 +22,7 @@ FOLDS, REPEATS = 5, {"labels": 3, "cells": 1}
 OUT, WORK, CELLS = Path("docs/experiments/cells"), Path("runs/pbmc68k_study"), Path("runs/pbmc68k_cells")
 ARMS = {
     "labels": {"causal": "configs/cells/pbmc68k_labels.yaml"},
-    # Both see as many tokens in as many steps of one size of model: equal training FLOPs. The causal one learns and
-    # writes with the rule that a gene is named once, which masked diffusion has no way to keep.
+    # Both see as many tokens in as many steps of one size of model: equal training FLOPs.
     "cells": {"causal": "configs/cells/pbmc68k.yaml", "masked": "configs/cells/pbmc68k_masked.yaml"}}
 
 
