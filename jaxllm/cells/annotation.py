@@ -58,7 +58,7 @@ def annotate(model: CellModel, cells: Cells, task: str = "cell_type_prediction",
         config = dataclasses.replace(config, max_tokens=filled + 1)
     fields = [part.field for part in model.data.template(model.data.tasks[names.index(task)]).response]
     columns = [column for field, column in model.data.columns.items() if field in fields]
-    learned = {clean_label(model.spoken(name)): name for column in columns for name in model.labels.get(column, ())}
+    learned = {text: label for column in columns for text, label in model.said_as(column).items()}
     said = [model.text(ids) for ids in model.answer(prompts, config)]
     return [learned.get(clean_label(text), text) for text in said]
 

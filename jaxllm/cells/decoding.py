@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxllm.cells.classification import clean_label
 from jaxllm.cells.config import CellsDataConfig
 from jaxllm.cells.expression import Line, reconstruct_ranked
 from jaxllm.cells.train import ABOUT, TEMPLATES
@@ -145,8 +146,15 @@ class CellModel:
             row[:] = reconstruct_ranked(found[:genes], len(row), self.line)
         return out
 
+    def said_as(self, column: str, say: Callable[[str], str] = str) -> dict[str, str]:
+        """Labels of a column by what the model says for them, cleaned: a tokenizer of words sets signs apart.
+
+        `say` gives a label as prompts do.
+        """
+        return {clean_label(self.spoken(say(label))): label for label in self.labels.get(column, ())}
+
     def spoken(self, label: str) -> str:
-        """A label as the model's tokens say it: a tokenizer of words sets signs apart."""
+        """A label as the model's tokens say it."""
         return self.text(self.tokens.words(f" {label}"))
 
     def text(self, ids: Sequence[int]) -> str:

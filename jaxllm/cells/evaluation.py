@@ -110,7 +110,7 @@ def _labels(setting: Setting, task: TaskExamples) -> tuple[dict[str, Any], dict[
     known, learned = None, {}
     if column is not None and column in model.labels:
         known = list(model.labels[column])
-        learned = {clean_label(model.spoken(name if pair is None else pair.spoken(name))): name for name in known}
+        learned = model.said_as(column, str if pair is None else pair.spoken)
     truth, said = ([learned.get(clean_label(text), text) for text in texts] for texts in (truth, said))
     found = {"model": classification(np.array(truth), said, known, seed=setting.config.seed)}
     if setting.config.baselines and len(setting.train) and column is not None:

@@ -95,7 +95,8 @@ def virtual_screen(model: CellModel, cells: Cells, config: VirtualScreenConfig, 
              for context in (config.statistics.positive, config.statistics.neutral)}
     _agree(out, config, model, candidates, bases, number, cells)
     score = _scorer(model, cells, bases, task, config)
-    missing = [gene for gene in config.program if gene.upper() not in {name.upper() for name in cells.genes}]
+    there = {name.upper() for name in cells.genes}
+    missing = [gene for gene in config.program if gene.upper() not in there]
     if missing:
         log(f"program: {len(missing)} of {len(config.program)} genes are not in the cells and do not count: "
             f"{', '.join(missing)}")

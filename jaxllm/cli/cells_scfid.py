@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _sets(path: Path, embeddings: Path) -> int:
     from jaxllm.cells.embedder import embeddings_from_file
-    from jaxllm.cells.frechet import frechet
+    from jaxllm.cells.frechet import frechet, scfid_by_class
     from jaxllm.cells.inputs import open_source
     from jaxllm.studies import console, table
 
@@ -37,14 +37,12 @@ def _sets(path: Path, embeddings: Path) -> int:
     source.check_columns(("set", "label"))
     of, labels = (source.column(name, 0, source.cells).to_numpy(zero_copy_only=False) for name in ("set", "label"))
     values = embeddings_from_file(embeddings).of(source.names(0, source.cells))
-    real, known = of == "real", sorted(set(labels.tolist()))
-
-    def distance(name: str, label: str | None) -> float:
-        mine = labels == label if label is not None else labels == labels
-        a, b = values[real & mine], values[(of == name) & mine]
-        return frechet(a, b).value if min(len(a), len(b)) > 1 else float("nan")
-
-    console().print(table(f"scFID to {int(real.sum())} real cells, {values.shape[1]} dimensions", [
-        "cells", "all", *known], [[name, *(distance(name, label) for label in (None, *known))]
-                                  for name in dict.fromkeys(of.tolist()) if name != "real"]))
+    real, rows = of == "real", []
+    known = sorted(set(labels[real].tolist()))
+    for name in dict.fromkeys(of[~real].tolist()):
+        made = of == name
+        by_label = scfid_by_class(values[real], labels[real], values[made], labels[made], lambda x, genes: x)
+        rows.append([name, frechet(values[real], values[made]).value, *(by_label[label].value for label in known)])
+    console().print(table(f"scFID to {int(real.sum())} real cells, {values.shape[1]} dimensions",
+                          ["cells", "all", *known], rows))
     return 0

@@ -14,6 +14,7 @@ from flax import struct
 
 from jaxllm.diffusion.config import DecodeConfig
 from jaxllm.models import ModelConfig
+from jaxllm.models.masks import held_tokens
 
 
 @struct.dataclass
@@ -161,11 +162,10 @@ def commit(
 
         allowed = allowed + config.temperature * jax.vmap(noise)(state.keys, state.record.steps)
     token = jnp.argmax(allowed, axis=-1).astype(jnp.int32)
-    log_p = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0] - jax.nn.logsumexp(logits, axis=-1)
-    strength = jnp.exp(log_p)
-    if config.order == "certainty":
-        strength = jnp.exp(jnp.max(logits, axis=-1) - jax.nn.logsumexp(logits, axis=-1))
-    elif config.order == "random":
+    score = jnp.max(logits, axis=-1) if config.order == "certainty" else \
+        jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+    strength = jnp.exp(score - jax.nn.logsumexp(logits, axis=-1))
+    if config.order == "random":
         def chance(key, step):
             return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, step), 1), (positions.shape[1],))
 
@@ -200,11 +200,8 @@ def commit(
 
 def _said(state: Generation, config: DecodeConfig, vocab: int) -> jax.Array:
     """Bool `[B, V]`, which tokens of `config.once` each answer holds."""
-    b, n = state.tokens.shape
-    answer = state.decoded & (jnp.arange(n) >= state.lengths[:, None])
-    where = jnp.where(answer, state.tokens, vocab)  # past the end, where `drop` applies
-    said = jnp.zeros((b, vocab), bool).at[jnp.arange(b)[:, None], where].set(True, mode="drop")
-    return said & jnp.zeros(vocab, bool).at[jnp.array(config.once)].set(True)
+    answer = state.decoded & (jnp.arange(state.tokens.shape[1]) >= state.lengths[:, None])
+    return held_tokens(state.tokens, answer, vocab) & jnp.zeros(vocab, bool).at[jnp.array(config.once)].set(True)
 
 
 def _first_of_each(chosen: jax.Array, token: jax.Array, strength: jax.Array, config: DecodeConfig) -> jax.Array:

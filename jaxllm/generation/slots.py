@@ -16,6 +16,7 @@ from jaxllm.generation.forward import Decider, next_logits, read_along, read_pro
 from jaxllm.generation.sampling import Rows, sample
 from jaxllm.models import LayerCache, ModelConfig
 from jaxllm.models.layers import dtype_of
+from jaxllm.models.masks import held_tokens
 from jaxllm.parallel import replicated, shardings
 
 
@@ -195,8 +196,5 @@ def advance(params: Any, state: Slots, steps: jax.Array, finished: jax.Array, ve
 
 def _said(s: Slots, vocab: int) -> jax.Array:
     """Bool `[S, V]`, tokens that each slot's answer holds so far."""
-    slots, n = s.tokens.shape
-    place = jnp.arange(n)
-    answer = (place >= s.begins[:, None]) & (place < s.lengths[:, None])
-    where = jnp.where(answer, s.tokens, vocab)  # past the end, where `drop` applies
-    return jnp.zeros((slots, vocab), bool).at[jnp.arange(slots)[:, None], where].set(True, mode="drop")
+    place = jnp.arange(s.tokens.shape[1])
+    return held_tokens(s.tokens, (place >= s.begins[:, None]) & (place < s.lengths[:, None]), vocab)

@@ -1,4 +1,4 @@
-"""Sliding windows: which keys lie near enough to a query, in the layers that ask."""
+"""Sliding windows: which keys lie near enough to a query, in the layers that ask; and which tokens a row holds."""
 
 from __future__ import annotations
 
@@ -47,3 +47,10 @@ def mixed_windows(config: ModelConfig) -> jax.Array | None:
     """Bool `[L]` for `choose_mask`, None where all layers are alike."""
     mixed = len(set(config.windowed)) > 1
     return jnp.array(config.windowed) if mixed else None
+
+
+def held_tokens(tokens: jax.Array, inside: jax.Array, vocab: int) -> jax.Array:
+    """Which of V tokens the places `inside`, bool `[B, N]`, of int rows `[B, N]` hold: bool `[B, V]`."""
+    where = jnp.where(inside, tokens, vocab)  # past the end, where `drop` applies
+    rows = jnp.arange(len(tokens))[:, None]
+    return jnp.zeros((len(tokens), vocab), bool).at[rows, where].set(True, mode="drop")
