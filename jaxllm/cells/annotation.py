@@ -1,4 +1,4 @@
-"""A trained model on cells that carry no labels: what it calls them, and where it puts them."""
+"""A trained model on cells that carry no labels: what it calls them, alone or in groups, and where it puts them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import numpy as np
 
 from jaxllm.cells.classification import clean_label
 from jaxllm.cells.decoding import BUCKET, AnswerConfig, CellModel
-from jaxllm.cells.examples import TaskExamples, bounds
+from jaxllm.cells.examples import CellTaskConfig, TaskExamples, bounds
 from jaxllm.cells.shards import Cells
 from jaxllm.config import ConfigError, check, nearest
 from jaxllm.models import ModelConfig, apply
 
-LABELS = AnswerConfig(max_tokens=32)
+LABELS, TEXTS = AnswerConfig(max_tokens=32), AnswerConfig(max_tokens=128)
 
 
 def annotate(model: CellModel, cells: Cells, task: str = "cell_type_prediction",
@@ -31,36 +31,83 @@ def annotate(model: CellModel, cells: Cells, task: str = "cell_type_prediction",
       model: trained on the task.
       cells: with the model's vocabulary; no label column is needed.
       task: name of its template.
-      config: length and decoder.
+      config: decoder, and length, of which half a training row is the most.
       rows: of the cells; all by default.
 
     Raises:
       ConfigError: another vocabulary, no such task, or its prompt shows more than a cell.
     """
+    opened = _without_response(model, cells, task, "cell")
+    rows = np.arange(len(cells)) if rows is None else np.asarray(rows)
+    said = _say(model, opened, rows.tolist(), config)
+    return _as_learned(model, task, said)
+
+
+def describe(model: CellModel, cells: Cells, group: str, task: str = "cluster_captioning",
+             config: AnswerConfig = TEXTS, size: int | None = None, seed: int = 0) -> dict[str, str]:
+    """The model's text for each group of cells, such as a cluster's caption or a sample's tissue.
+
+    Cells without a group are left out.
+
+    Args:
+      model: trained on the task.
+      cells: with the model's vocabulary.
+      group: obs column of clusters, samples or other groups.
+      task: name of a template that shows several cells.
+      config: decoder, and length, of which half a training row is the most.
+      size: cells shown of each group, drawn by the seed; as many as in training where None.
+      seed: of the draws.
+
+    Raises:
+      ConfigError: as `annotate`, or no such column.
+    """
+    opened = _without_response(model, cells, task, "group", group, size)
+    values = cells.texts(group)
+    first = {values[row]: int(row) for row in opened.rows[::-1]}
+    names = sorted(first)
+    said = _say(model, opened, [first[name] for name in names], config, seed)
+    return dict(zip(names, _as_learned(model, task, said), strict=True))
+
+
+def _as_learned(model: CellModel, task: str, said: Sequence[str]) -> list[str]:
+    """Answers, those that are labels of the training cells as they were written there."""
+    fields = [part.field for part in model.data.template(_asked(model, task)).response]
+    columns = [column for field, column in model.data.columns.items() if field in fields]
+    learned = {text: label for column in columns for text, label in model.said_as(column).items()}
+    return [learned.get(clean_label(text), text) for text in said]
+
+
+def _asked(model: CellModel, task: str) -> CellTaskConfig:
     names = [t.template for t in model.data.tasks]
     if task not in names:
         raise ConfigError(f"task {task!r}: the model knows {', '.join(names)}; {nearest(task, names)}")
-    asked = model.data.tasks[names.index(task)]
-    template = dataclasses.replace(model.data.template(asked), response=())
-    template = dataclasses.replace(template, prompts=template.prompts[:1])
-    check(template.draws == "cell" and "sentence" in template.fields, "task", task, "shows no single cell; choose one "
-          "that does")
-    shown = {name: column for name, column in model.data.columns.items() if name in template.fields}
-    asked = dataclasses.replace(asked, dropout=0.0, redraw_ties=False, genes=bounds(asked.genes)[1])
-    rows = np.arange(len(cells)) if rows is None else np.asarray(rows)
-    opened = TaskExamples(cells, model.tokens, template, asked, rows, columns=shown, organism=model.data.organism,
-                          seed=0, source="task")
-    room, filled = model.data.limits(asked)
-    limit = room - (config.max_tokens if filled is None else filled)
-    prompts = [opened.write(opened.of_cell(int(row), np.random.default_rng(0)), template.prompts[0], limit).prompt
-               for row in rows]
-    if filled is not None:
-        config = dataclasses.replace(config, max_tokens=filled + 1)
-    fields = [part.field for part in model.data.template(model.data.tasks[names.index(task)]).response]
-    columns = [column for field, column in model.data.columns.items() if field in fields]
-    learned = {text: label for column in columns for text, label in model.said_as(column).items()}
-    said = [model.text(ids) for ids in model.answer(prompts, config)]
-    return [learned.get(clean_label(text), text) for text in said]
+    return model.data.tasks[names.index(task)]
+
+
+def _without_response(model: CellModel, cells: Cells, task: str, draws: str, group: str | None = None,
+                      size: int | None = None) -> TaskExamples:
+    """A task in its first wording over all cells, none of which needs an answer of its own."""
+    asked = _asked(model, task)
+    template = model.data.template(asked)
+    template = dataclasses.replace(template, prompts=template.prompts[:1], response=())
+    shown = "sentence" if draws == "cell" else "sentences"
+    check(template.draws == draws and shown in template.fields, "task", task,
+          f"shows no {'single cell' if draws == 'cell' else 'group of cells'}; choose one that does")
+    asked = dataclasses.replace(asked, dropout=0.0, redraw_ties=False, genes=bounds(asked.genes)[1], group=group,
+                                cells=size or bounds(asked.cells)[1], texts=None)
+    columns = {name: column for name, column in model.data.columns.items() if name in template.fields}
+    return TaskExamples(cells, model.tokens, template, asked, np.arange(len(cells)), columns=columns,
+                        organism=model.data.organism, seed=0, source="task")
+
+
+def _say(model: CellModel, task: TaskExamples, rows: Sequence[int], config: AnswerConfig, seed: int = 0) -> list[str]:
+    """What the model says where an example starts from each of `rows`."""
+    room, filled = model.data.limits(task.config)
+    most = min(config.max_tokens, room // 2) if filled is None else filled
+    drawn = [task.of_cell(row, np.random.default_rng([seed, row])) for row in rows]
+    prompts = [task.write(shown, task.template.prompts[0], room - most).prompt for shown in drawn]
+    config = dataclasses.replace(config, max_tokens=most if filled is None else filled + 1)
+    return [model.text(ids) for ids in model.answer(prompts, config)]
 
 
 def embed(model: CellModel, ranked: Sequence[np.ndarray], genes: int = 200, batch: int = 32) -> np.ndarray:

@@ -18,12 +18,12 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxllm.cells.decoding import WRITTEN, AnswerConfig, CellModel
-from jaxllm.cells.examples import CONTROL, PERTURBED, Drawn, TaskExamples, bounds
+from jaxllm.cells.examples import TaskExamples, bounds
 from jaxllm.cells.expression import sample
-from jaxllm.cells.feed import open_task
+from jaxllm.cells.generate import perturbations, perturbed_task, write_perturbed
 from jaxllm.cells.plots import plot_volcano
 from jaxllm.cells.programs import MHC_I, fit_program, rank_score
-from jaxllm.cells.screen import ScreenConfig, ScreenTable, screen
+from jaxllm.cells.screen import ScreenConfig, ScreenTable, by_group, screen
 from jaxllm.cells.shards import Cells
 from jaxllm.config import ConfigError, check, nearest, to_dict
 from jaxllm.files import read_json, read_jsonl, write_json, write_jsonl
@@ -37,7 +37,7 @@ class VirtualScreenConfig:
 
     Attributes:
       context_column: obs column of the two contexts, whose values `statistics.positive` and `neutral` name.
-      candidates: perturbations to try; none for all that the model was trained on.
+      candidates: perturbations to try, or new combinations of them; none for all that the model was trained on.
       cells: base cells of each context, drawn by the seed; 0 for all.
       control: what effects are counted from: the base cells as the model writes them for the control (`predicted`; it
         must have been trained with `pair.controls`), or as they were measured (`base`), which puts the model's own
@@ -49,6 +49,8 @@ class VirtualScreenConfig:
         program's genes in the sentence.
       answers: how cells are written; their length follows from the task.
       statistics: intervals, p-values and corrections.
+      group_column: obs column of donors, plates or other groups whose cells are not independent: statistics are then
+        taken over the groups' means, not over cells. Each context needs three groups.
       seed: of base cells and draws.
     """
 
@@ -61,6 +63,7 @@ class VirtualScreenConfig:
     score: Literal["expression", "rank"] = "expression"
     answers: AnswerConfig = WRITTEN
     statistics: ScreenConfig = ScreenConfig()
+    group_column: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -81,18 +84,17 @@ def virtual_screen(model: CellModel, cells: Cells, config: VirtualScreenConfig, 
         another screen.
     """
     out = Path(out)
-    task, number = _task(model, cells)
-    pair = task.config.pair
+    task, number = perturbed_task(model, cells)
+    pair = model.data.tasks[number].pair
     assert pair is not None
     conditions = cells.texts(pair.column)
-    known = [name for name in model.labels.get(pair.column, sorted(set(conditions.tolist()))) if name != pair.control]
-    for name in config.candidates:
-        check(name in known, "candidates", name, f"the model was not trained on it; {nearest(name, known)}")
     check(config.control == "base" or pair.controls, "control", "predicted", "the model never saw control cells "
           f"written for {pair.control!r}; train with pair.controls, or use base")
-    candidates, contexts = list(config.candidates) or known, cells.texts(config.context_column)
+    candidates = perturbations(model, task, config.candidates, "candidates")
+    contexts = cells.texts(config.context_column)
     bases = {context: _bases(conditions, contexts, pair.control, context, config)
              for context in (config.statistics.positive, config.statistics.neutral)}
+    groups = None if config.group_column is None else _groups(cells, bases, config.group_column)
     _agree(out, config, model, candidates, bases, number, cells)
     score = _scorer(model, cells, bases, task, config)
     there = {name.upper() for name in cells.genes}
@@ -100,10 +102,18 @@ def virtual_screen(model: CellModel, cells: Cells, config: VirtualScreenConfig, 
     if missing:
         log(f"program: {len(missing)} of {len(config.program)} genes are not in the cells and do not count: "
             f"{', '.join(missing)}")
-    least = len(candidates) / (config.statistics.fdr * (config.statistics.permutations + 1))
-    if least > 1:
+    needed = len(candidates) / config.statistics.fdr
+    if needed > config.statistics.permutations + 1:
         log(f"statistics.permutations={config.statistics.permutations}: one hit among {len(candidates)} candidates "
-            f"cannot reach q={config.statistics.fdr}; {math.ceil(len(candidates) / config.statistics.fdr)} could")
+            f"cannot reach q={config.statistics.fdr}; {math.ceil(needed)} could")
+    if groups is not None:
+        sizes = [len(set(found.tolist())) for found in groups.values()]
+        ways = math.comb(sum(sizes), sizes[0])
+        # Groups of equal number that change places give the same difference, turned round.
+        alike = 2 if config.statistics.alternative == "two-sided" and sizes[0] == sizes[1] else 1
+        if needed > ways / alike:
+            log(f"group_column={config.group_column}: {sizes[0]} and {sizes[1]} groups can be arranged in {ways} ways, "
+                f"so that one hit among {len(candidates)} candidates cannot reach q={config.statistics.fdr}")
     records = read_jsonl(out / SCORES) if (out / SCORES).exists() else []
     write_jsonl(out / SCORES, records)  # a kill may have left half a line
     done = {(r["candidate"], r["context"]): r["scores"] for r in records}
@@ -122,20 +132,13 @@ def virtual_screen(model: CellModel, cells: Cells, config: VirtualScreenConfig, 
     treated = {context: np.array([done[name, context] for name in candidates]) for context in bases}
     control = {context: np.array(done[pair.control, context]) if config.control == "predicted" else
                score([cells.ranked(int(r)) for r in rows]) for context, rows in bases.items()}
+    if groups is not None:
+        treated, control = ({context: by_group(values, groups[context]) for context, values in scores.items()}
+                            for scores in (treated, control))
     table = screen(treated, control, candidates, config.statistics)
     table.write(out / TABLE)
     plot_volcano(out / VOLCANO, table)
     return table
-
-
-def _task(model: CellModel, cells: Cells) -> tuple[TaskExamples, int]:
-    """The model's first task that writes perturbed cells, over all cells."""
-    for number, task in enumerate(model.data.tasks):
-        if model.data.template(task).answers == "perturbed":
-            return open_task(model.data, cells, model.tokens, number, np.arange(len(cells)), seed=model.seed,
-                             part="test"), number
-    raise ConfigError("model: was trained on no task that writes perturbed cells; a screen needs one, such as "
-                      "perturbation_response")
 
 
 def _bases(conditions: np.ndarray, contexts: np.ndarray, control: str, context: str,
@@ -149,11 +152,23 @@ def _bases(conditions: np.ndarray, contexts: np.ndarray, control: str, context: 
     return rows[sample(len(rows), config.cells or None, config.seed)]
 
 
+def _groups(cells: Cells, bases: dict[str, np.ndarray], column: str) -> dict[str, np.ndarray]:
+    """The group of each base cell, by context."""
+    found = {context: cells.texts(column)[rows] for context, rows in bases.items()}
+    for context, values in found.items():
+        check("" not in values, "group_column", column, f"is empty for a base cell of {context!r}")
+        count = len(set(values.tolist()))
+        check(count >= 3, "group_column", column, f"has {count} groups among the base cells of {context!r}; "
+              "statistics over groups need 3")
+    return found
+
+
 def _agree(out: Path, config: VirtualScreenConfig, model: CellModel, candidates: Sequence[str],
            bases: dict[str, np.ndarray], task: int, cells: Cells) -> None:
     """`ConfigError` if `out` holds a screen with other settings, other cells or another model's wordings."""
     stated = to_dict(config)
-    stated.pop("statistics")  # they can be computed anew from the same scores
+    for name in ("statistics", "group_column"):  # computed anew from the same scores
+        stated.pop(name)
     stated["answers"].pop("slots")
     about = json.loads(json.dumps({
         "settings": stated, "candidates": list(candidates), "task": task, "genes": len(model.tokens.genes),
@@ -189,32 +204,22 @@ def _written(model: CellModel, task: TaskExamples, bases: dict[str, np.ndarray],
              cells: Cells, config: VirtualScreenConfig, score: Callable[[Sequence[np.ndarray]], np.ndarray]
              ) -> Iterator[tuple[str, list[float]]]:
     """Scores of every base cell as written for a candidate, by context."""
-    data = model.data
-    count = bounds(task.config.genes)[1]
-    prompts, seeds, sizes = [], [], []
+    rows, seeds, sizes = [], [], []
     for context in contexts:
         for row in bases[context].tolist():
-            prompts += [_prompt(task, row, name, count, data.limits(task.config))] * config.repeats
+            rows += [row] * config.repeats
             entropy = [config.seed, _number(name), _number(str(cells.names[row]))]
             drawn = np.random.SeedSequence(entropy).generate_state(config.repeats)
             seeds += [int(s) for s in drawn]
         sizes.append(len(bases[context]))
-    if not prompts:
+    if not rows:
         return
-    most = data.filled(task.config) or min(model.tokens.longest(count), model.model.max_length - max(map(len, prompts)))
-    answers = model.answer(prompts, dataclasses.replace(config.answers, max_tokens=most), seeds)
-    found = score([model.tokens.ranked(ids)[0] for ids in answers]).reshape(-1, config.repeats).mean(1)
+    made = write_perturbed(model, task, rows, [name] * len(rows), config.answers, seeds)
+    found = score(made.ranked).reshape(-1, config.repeats).mean(1)
     start = 0
     for context, size in zip(contexts, sizes, strict=True):
         yield context, found[start:start + size].tolist()
         start += size
-
-
-def _prompt(task: TaskExamples, row: int, name: str, count: int, limits: tuple[int, int | None]) -> list[int]:
-    """A base cell in the first wording, cut as in training beside a response of as many genes."""
-    drawn = task.of_base(row, name, count)
-    both = Drawn(drawn.words, {CONTROL: drawn.genes[CONTROL], PERTURBED: drawn.genes[CONTROL]}, drawn.cells)
-    return task.write(both, task.template.prompts[0], *limits).prompt
 
 
 def _number(name: str) -> int:

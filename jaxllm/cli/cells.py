@@ -14,8 +14,9 @@ ACTIONS = {
     "train": ("jaxllm.cli.train", "train on cell sentences from a config; as jaxllm train"),
     "evaluate": ("jaxllm.cli.cells_evaluate", "labels, generated cells and perturbations against held-out cells"),
     "scfid": ("jaxllm.cli.cells_scfid", "Fréchet distance of embeddings computed elsewhere"),
-    "annotate": ("jaxllm.cli.cells_annotate", "labels and embeddings of cells without any"),
+    "annotate": ("jaxllm.cli.cells_annotate", "labels, captions of groups and embeddings of cells without any"),
     "generate": ("jaxllm.cli.cells_generate", "cells of a type from a trained model"),
+    "perturb": ("jaxllm.cli.cells_perturb", "control cells as a model would write them after a perturbation"),
     "screen": ("jaxllm.cli.cells_screen", "rank perturbations by a gene program's effect in two contexts"),
 }
 

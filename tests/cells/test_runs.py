@@ -1,5 +1,6 @@
 """Runs on cell sentences: trained, resumed, evaluated, asked for cells, screened; causal and by masked diffusion."""
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -10,7 +11,7 @@ import pytest
 from scipy.linalg import sqrtm
 
 from jaxllm.cells import ConvertConfig, convert, embeddings_from_file, open_cells, train_cells
-from jaxllm.cells.annotation import annotate, embed
+from jaxllm.cells.annotation import annotate, describe, embed
 from jaxllm.cells.decoding import WRITTEN, AnswerConfig, open_cell_model
 from jaxllm.cells.evaluation import EvaluateConfig, cell_names, evaluate
 from jaxllm.cells.generate import write_cells
@@ -180,6 +181,36 @@ def test_a_screen_goes_on_where_it_stopped(model, here):
         virtual_screen(model, cells, VirtualScreenConfig(context_column="batch"), here / "other")
 
 
+def test_a_screen_over_donors_and_of_cells_that_none_was_treated(model, here, tmp_path):
+    """Effects are means of donors' means; cells that the model never saw need no treated ones beside them."""
+    data = adata(120)
+    data = data[data.obs["drug"] == "control"].copy()
+    sizes = {"B cell": 8, "CD4+, T": 5, "NK": 3}  # of unequal weight, so that means of cells differ
+    keep = [i for batch in ("one", "two") for name, n in sizes.items()
+            for i in np.flatnonzero((data.obs["type"] == name) & (data.obs["batch"] == batch))[:n]]
+    convert(ConvertConfig(), tmp_path / "bases", data=[data[np.sort(keep)].copy()])
+    cells = open_cells(tmp_path / "bases")
+    config = VirtualScreenConfig(context_column="batch", cells=0, program=PROGRAM, score="rank", group_column="type",
+                                 candidates=("X", "Y+X"), answers=AnswerConfig(temperature=1.0, slots=8),
+                                 statistics=ScreenConfig(positive="one", neutral="two", samples=50, permutations=50))
+    notes = []
+    table = virtual_screen(model, cells, config, tmp_path / "out", log=notes.append)
+    assert table.cells == (3, 3) and any("arranged in 20 ways" in note for note in notes)
+    types, batches = cells.texts("type"), cells.texts("batch")
+    scores = {(r["candidate"], r["context"]): np.array(r["scores"])
+              for r in read_jsonl(tmp_path / "out" / "scores.jsonl")}
+    for c, name in enumerate(("X", "Y+X")):
+        effects = []
+        for context in ("one", "two"):
+            change, of = scores[name, context] - scores["control", context], types[batches == context]
+            effects.append(np.mean([change[of == t].mean() for t in TYPES]))
+        assert table.positive[c, 0] == pytest.approx(effects[0]) and table.neutral[c, 0] == pytest.approx(effects[1])
+    with pytest.raises(ConfigError, match="has 1 groups among the base cells of 'one'"):
+        virtual_screen(model, cells, dataclasses.replace(config, group_column="drug"), tmp_path / "out")
+    with pytest.raises(ConfigError, match="candidates='X.Z'"):
+        virtual_screen(model, cells, dataclasses.replace(config, candidates=("X+Z",)), tmp_path / "other")
+
+
 def test_other_genes_are_refused(run, model, tmp_path):
     """Gene 5 of other cells is another gene: whatever shows cells to a model must see the model's own."""
     data = adata(120)[:, ::-1].copy()
@@ -232,6 +263,27 @@ def test_cells_without_labels(model, here, tmp_path):
     np.testing.assert_allclose(together[2:3], alone, rtol=1e-5, atol=1e-6)
     with pytest.raises(ConfigError, match="shows no single cell"):
         annotate(model, bare, "perturbation_response")
+
+
+def test_an_answer_for_each_group(run, here, tmp_path):
+    config = config_of(here, CONFIG, "cells.tasks=[{template: cell_types_prediction, group: type, cells: 3, genes: 8}]",
+                       "steps=60", "save_every=0", "validate_every=60")
+    train_cells(config, tmp_path / "run", log=lambda text: None)
+    data = adata(60)
+    data.obs["cluster"] = [{"B cell": "c", "CD4+, T": "a", "NK": "b"}[t] for t in data.obs["type"]]
+    data.obs.loc[data.obs_names[:9], "cluster"] = ""
+    del data.obs["type"]
+    convert(ConvertConfig(), tmp_path / "bare", data=[data])
+    wanted = {"a": "CD4+, T", "b": "NK", "c": "B cell"}
+    assert describe(open_cell_model(tmp_path / "run"), open_cells(tmp_path / "bare"), "cluster",
+                    "cell_types_prediction") == wanted
+    assert main(["cells", "annotate", str(tmp_path / "run"), "--cells", str(tmp_path / "bare"), "--group", "cluster",
+                 "--task", "cell_types_prediction", "--size", "2", "--out", str(tmp_path / "said.csv"),
+                 "max_tokens=16"]) == 0
+    with (tmp_path / "said.csv").open(newline="") as file:
+        assert list(csv.reader(file)) == [["cluster", "label"], *map(list, wanted.items())]
+    with pytest.raises(ConfigError, match="shows no group of cells"):
+        describe(open_cell_model(run), open_cells(tmp_path / "bare"), "cluster", "cell_type_prediction")
 
 
 def test_prompts_for_reinforcement_learning(run, model):
@@ -306,6 +358,17 @@ def test_commands(run, here, capsys):
                  "cells=3", "statistics.positive=one", "statistics.neutral=two", "program=[G1,G2,G3]", "score=rank",
                  "statistics.permutations=20", "statistics.samples=20"]) == 0
     assert "conditional" in capsys.readouterr().out
+    assert main(["cells", "perturb", str(run), "--perturbation", "X", "--perturbation", "X+Y", "--cells", cells,
+                 "--where", "batch=one", "--count", "3", "--out", str(here / "after.h5ad")]) == 0
+    assert "X+Y: up " in capsys.readouterr().out
+    made = anndata.read_h5ad(here / "after.h5ad")
+    assert made.obs["drug"].value_counts().to_dict() == {"control": 3, "X": 3, "X+Y": 3}
+    assert set(adata(120).obs.loc[made.obs["base"].astype(str), "drug"]) == {"control"}
+    assert set(adata(120).obs.loc[made.obs["base"].astype(str), "batch"]) == {"one"}
+    for wrong, message in ((["--perturbation", "W"], "not trained on it"),
+                           (["--perturbation", "X", "--where", "batch=on"], "did you mean one")):
+        assert main(["cells", "perturb", str(run), *wrong, "--cells", cells, "--out", str(here / "no.h5ad")]) == 2
+        assert message in capsys.readouterr().err and not (here / "no.h5ad").exists()
     assert main(["cells", "annotate", str(run), "--cells", cells, "--out", str(here / "l.csv"), "--embeddings",
                  str(here / "e.npz")]) == 0
     assert (here / "l.csv").read_text().startswith("cell,label\ncell0,") and "wrote" in capsys.readouterr().out

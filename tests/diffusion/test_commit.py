@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 
+from jaxllm.config import ConfigError
 from jaxllm.diffusion import DecodeConfig
 from jaxllm.diffusion.commit import choose, commit, start
 from jaxllm.diffusion.config import resolve
@@ -55,3 +57,23 @@ def test_an_earlier_end_found_later_cuts_again():
     assert not np.any(state.left)
     assert dataclasses.asdict(state.record)["steps"].tolist() == [3]
     assert np.asarray(state.tokens)[0, :5].tolist() == [5, 6, 7, 8, 254]
+
+
+def test_a_random_order_draws_subsets_evenly_and_takes_each_likeliest_token():
+    b, settings = 3000, dict(method="full_recompute", gen_length=4, block_length=4, tokens_per_step=2)
+    config = resolve(MODEL, DecodeConfig(order="random", **settings))
+    prompt, lengths = jnp.full((b, 2), 5, jnp.int32), jnp.full(b, 2)
+    state = start(MODEL, config, prompt, lengths, jax.vmap(jax.random.key)(jnp.arange(b)))
+    logits = np.zeros((b, 4, 256), np.float32)
+    for place in range(4):
+        logits[:, place, 10 + place] = 2.0 + 3.0 * place  # confidence would always take the last two
+    zero, places = jnp.zeros(b, jnp.int32), jnp.broadcast_to(jnp.arange(2, 6), (b, 4))
+    state = commit(state, jnp.asarray(logits), places, MODEL, config, rows=zero, refresh_from=zero)[0]
+    pairs, counts = np.unique(np.asarray(state.decoded)[:, 2:], axis=0, return_counts=True)
+    assert len(pairs) == 6 and (pairs.sum(1) == 2).all()
+    assert chisquare(counts).pvalue > 1e-3
+    tokens = np.asarray(state.tokens)[:, 2:]
+    assert (tokens[np.asarray(state.decoded)[:, 2:]] == np.broadcast_to(np.arange(10, 14), (b, 4))[
+        np.asarray(state.decoded)[:, 2:]]).all()
+    with pytest.raises(ConfigError, match="chance is no measure for a threshold"):
+        DecodeConfig(order="random")
