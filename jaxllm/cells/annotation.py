@@ -63,7 +63,7 @@ def describe(model: CellModel, cells: Cells, group: str, task: str = "cluster_ca
     """
     opened = _without_response(model, cells, task, "group", group, size)
     values = cells.texts(group)
-    first = {values[row]: int(row) for row in opened.rows[::-1]}
+    first = {str(values[row]): int(row) for row in opened.rows[::-1]}
     names = sorted(first)
     said = _say(model, opened, [first[name] for name in names], config, seed)
     return dict(zip(names, _as_learned(model, task, said), strict=True))

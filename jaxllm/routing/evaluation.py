@@ -52,6 +52,7 @@ class EvaluateConfig:
       static_candidates: routes found in training that are tried as the static one, the most frequent first.
       static_problems: training problems that they are tried on.
       oracle: search the test problems too.
+      oracle_problems: the first so many of each family alone, which takes most of an evaluation; all by default.
       generate: also decode every problem of a causal model unrouted and routed, with the seconds it took.
       seed: of random routes.
     """
@@ -61,6 +62,7 @@ class EvaluateConfig:
     static_candidates: int = 20
     static_problems: int = 200
     oracle: bool = True
+    oracle_problems: int | None = None
     generate: bool = True
     seed: int = 0
 
@@ -68,11 +70,14 @@ class EvaluateConfig:
         check(-1 <= self.lean <= 1, "lean", self.lean, "must lie in [-1, 1]")
         for name in ("random_draws", "static_candidates", "static_problems"):
             check(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        check(self.oracle_problems is None or self.oracle_problems >= 2, "oracle_problems", self.oracle_problems,
+              "must be at least 2, for an interval")
 
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """One way to route n problems: whether each was right `[n]` (a share over draws), and its executions `[n]`."""
+    """One way to route n problems, the first of a family: whether each was right `[n]` (a share over draws), and its
+    executions `[n]`."""
 
     right: np.ndarray
     executions: np.ndarray
@@ -80,8 +85,8 @@ class Arm:
     def report(self, layers: int) -> dict[str, Any]:
         """Accuracy and share of executions saved, each (value, low, high); intervals over problems."""
         saved = 1 - self.executions / layers
-        return {"accuracy": _interval(self.right), "saved": _interval(saved), "executions":
-                float(self.executions.mean())}
+        return {"problems": len(self.right), "accuracy": _interval(self.right), "saved": _interval(saved),
+                "executions": float(self.executions.mean())}
 
 
 def evaluate_routers(opened: Opened, out: str | Path, config: EvaluateConfig = EvaluateConfig(), *,
@@ -132,16 +137,17 @@ def _family(opened: Opened, family: FamilyConfig, out: Path, saved: SavedRouters
     if opened.config.reward == "forced":
         arms["per token"] = _per_token(opened, problems, saved, config.lean)
     if config.oracle:
-        best = search_family(opened, family, out, progress=progress)
-        counts = [best[i].counts for i in range(len(problems))]
+        best = search_family(opened, family, out, count=config.oracle_problems, progress=progress)
+        counts = [best[i].counts for i in sorted(best)]
         arms["oracle"] = Arm(np.array([c is not None for c in counts], float),
                              np.array([layers if c is None else sum(c) for c in counts], float))
-    plain = arms["unrouted"].right
+    plain, routed = arms["unrouted"].right, arms["routed"].right
     report: dict[str, Any] = {
         "role": family.role, "problems": len(problems),
         "arms": {name: arm.report(layers) for name, arm in arms.items()},
-        "less_unrouted": {name: _paired(arm.right, plain) for name, arm in arms.items() if name != "unrouted"},
-        "routed_less": {name: _paired(arms["routed"].right, arm.right) for name, arm in arms.items()
+        "less_unrouted": {name: _paired(arm.right, plain[:len(arm.right)]) for name, arm in arms.items()
+                          if name != "unrouted"},
+        "routed_less": {name: _paired(routed[:len(arm.right)], arm.right) for name, arm in arms.items()
                         if name != "routed"},
         "also_in_training": len({p.prompt for p in problems} & _trained(opened)),
         "decisions": {name: (routes["routed"] == i).mean(0).tolist() for i, name in enumerate(CLASSES)},

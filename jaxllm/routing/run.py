@@ -110,14 +110,15 @@ def open_routing(config: RoutingConfig) -> Opened:
     return Opened(config, params, model, tokenizer, stops, base, problems, verifiers)
 
 
-def search_family(opened: Opened, family: FamilyConfig, out: str | Path, *,
+def search_family(opened: Opened, family: FamilyConfig, out: str | Path, *, count: int | None = None,
                   progress: Progress = lambda text: None) -> dict[int, Found]:
-    """Routes of every problem of a family, those found before included; each is on disk once it is found.
+    """Routes of a family's problems, those found before included; each is on disk once it is found.
 
     Args:
       opened: model and problems.
       family: which.
       out: run directory.
+      count: the first so many problems; all by default.
       progress: told in words.
 
     Raises:
@@ -131,7 +132,8 @@ def search_family(opened: Opened, family: FamilyConfig, out: str | Path, *,
                 "verifier": None if family.verifier is None else to_dict(family.verifier),
                 "problems": hashlib.sha256(asked).hexdigest()}
     done = _begun(file, settings, opened.model.num_layers)
-    left = [i for i in range(len(problems)) if i not in done]
+    wanted = range(len(problems))[:count]
+    left = [i for i in wanted if i not in done]
     evaluate = opened.evaluator(problems, opened.engine) if left else None
     if isinstance(evaluate, TeacherForced):
         left.sort(key=evaluate.length)  # rows of like length together
@@ -143,10 +145,10 @@ def search_family(opened: Opened, family: FamilyConfig, out: str | Path, *,
                 stream.flush()
                 done[number] = found
                 evaluated += found.evaluated
-                if len(done) % 20 == 0 or len(done) == len(problems):
-                    progress(f"{family.name}: {len(done)}/{len(problems)} problems, {evaluated} routes, "
+                if len(done) % 20 == 0 or len(done) == len(wanted):
+                    progress(f"{family.name}: {len(done)}/{len(wanted)} problems, {evaluated} routes, "
                              f"{sum(f.counts is not None for f in done.values())} solved")
-    return {i: done[i] for i in range(len(problems)) if i in done}
+    return {i: done[i] for i in wanted if i in done}
 
 
 def _begun(file: Path, settings: dict[str, Any], layers: int) -> dict[int, Found]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -149,6 +150,16 @@ def test_search_train_evaluate(opened, place, tmp_path, capsys):
         shares = np.array(list(part["decisions"].values()))
         np.testing.assert_allclose(shares.sum(0), 1)
         assert part["generated"]["routed"]["accuracy"][0] == pytest.approx(arm["accuracy"][0])
+    (tmp_path / "few").mkdir()
+    shutil.copy(tmp_path / "routers.safetensors", tmp_path / "few")
+    few = evaluate_routers(opened, tmp_path / "few", EvaluateConfig(random_draws=1, generate=False, oracle_problems=2))
+    for name, part in few["families"].items():
+        first = search_family(opened, next(f for f in opened.families("in", "out") if f.name == name), tmp_path)
+        solved = [first[i].counts is not None for i in range(2)]
+        assert part["arms"]["oracle"]["problems"] == 2 and part["arms"]["routed"]["problems"] == part["problems"]
+        assert part["arms"]["oracle"]["accuracy"][0] == pytest.approx(np.mean(solved))
+        assert part["less_unrouted"]["oracle"][0] == pytest.approx(np.mean([s - first[i].default
+                                                                           for i, s in enumerate(solved)]))
     assert [p.name for p in draw(tmp_path, result)] == ["decisions.png", "accuracy.png"]
     config = str(place / "config.yaml")
     for action in ("search", "train", "evaluate"):

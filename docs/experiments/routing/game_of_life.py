@@ -11,6 +11,7 @@ from pathlib import Path
 from seeds import run_seed
 
 from jaxllm.diffusion import shipped_model
+from jaxllm.routing.evaluation import EvaluateConfig
 from jaxllm.studies import run_study
 
 OUT, WORK = Path("docs/experiments/routing/game_of_life"), Path("runs/routing_life")
@@ -21,7 +22,8 @@ SEEDS = (0, 1, 2)
 def measure(arm: None, seed: int) -> dict[str, float]:
     """Accuracy and share of executions saved of every arm in every family."""
     bases = [f"families.{i}.prompts.task.seed={1_950_000_000 + 100_000 * seed + 1000 * i}" for i in range(3)]
-    return run_seed(CONFIG, [*bases, f"model={shipped_model()}"], seed, WORK / f"run_{seed}", OUT / f"seed_{seed}")[0]
+    return run_seed(CONFIG, [*bases, f"model={shipped_model()}"], seed, WORK / f"run_{seed}", OUT / f"seed_{seed}",
+                    EvaluateConfig())[0]
 
 
 def main() -> None:

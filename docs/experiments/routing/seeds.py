@@ -1,5 +1,6 @@
 """What the studies of this directory share: one seed of a config, from search to figures."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,15 @@ from jaxllm.routing.plots import draw
 from jaxllm.routing.run import open_routing, train_routers
 
 
-def run_seed(config: str, overrides: list[str], seed: int, run: Path,
-             keep: Path) -> tuple[dict[str, float], dict[str, Any], dict[str, Any]]:
+def run_seed(config: str, overrides: list[str], seed: int, run: Path, keep: Path,
+             evaluation: EvaluateConfig) -> tuple[dict[str, float], dict[str, Any], dict[str, Any]]:
     """Accuracy and share of executions saved of every arm in every family; the fit; the evaluation.
 
     Everything happens in `run`; figures and pictures are copied to `keep`.
     """
     opened = open_routing(load(RoutingConfig, config, [*overrides, f"search.seed={seed}", f"fit.seed={seed}"]))
     fit = train_routers(opened, run, progress=print)
-    report = evaluate_routers(opened, run, EvaluateConfig(seed=seed), progress=print)
+    report = evaluate_routers(opened, run, dataclasses.replace(evaluation, seed=seed), progress=print)
     draw(run, report)
     keep.mkdir(parents=True, exist_ok=True)
     for name in ("evaluation.json", "fit.json", "decisions.png", "accuracy.png"):

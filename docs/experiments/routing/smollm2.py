@@ -15,6 +15,7 @@ from seeds import run_seed
 
 from jaxllm.checkpoint import load_gguf, save_pretrained, smollm2_path
 from jaxllm.files import write_jsonl
+from jaxllm.routing.evaluation import EvaluateConfig
 from jaxllm.studies import run_study
 
 OUT, WORK = Path("docs/experiments/routing/smollm2"), Path("runs/routing_smollm2")
@@ -28,8 +29,10 @@ GENERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "syllogisms": ("syllogism", {})}
 # family of the config -> generator, problems
 FAMILIES = {"sums": ("sums", 80), "products": ("products", 60), "sums_test": ("sums", 60),
-            "products_test": ("products", 60), "letters": ("letters", 60), "sequences": ("sequences", 60),
-            "syllogisms": ("syllogisms", 60)}
+            "products_test": ("products", 60), "letters": ("letters", 40), "sequences": ("sequences", 40),
+            "syllogisms": ("syllogisms", 40)}
+# Searching for the oracle's routes costs as much as searching for training.
+EVALUATION = EvaluateConfig(random_draws=3, static_candidates=12, oracle_problems=16)
 
 
 def write_problems(directory: Path, seed: int) -> None:
@@ -66,7 +69,7 @@ def measure(arm: None, seed: int) -> dict[str, float]:
         problems.mkdir(parents=True)
         write_problems(problems, seed)
     paths = [f"families.{i}.prompts.path={problems}/{name}.jsonl" for i, name in enumerate(FAMILIES)]
-    out, fit, report = run_seed(CONFIG, paths, seed, run, OUT / f"seed_{seed}")
+    out, fit, report = run_seed(CONFIG, paths, seed, run, OUT / f"seed_{seed}", EVALUATION)
     for family, found in report["families"].items():
         out |= {f"{family}/decoded/{name}/{what}": round(float(value), 4) for name, g in found["generated"].items()
                 for what, value in (("accuracy", g["accuracy"][0]), ("seconds", g["seconds"]))}
