@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxllm.config import ConfigError, nearest
 
-BENCHES = ("cells", "decode", "exact_match", "generate", "rl", "routing", "train")
+BENCHES = ("cells", "decode", "exact_match", "generate", "rl", "routing", "sandbox", "train")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +53,10 @@ def run(args: argparse.Namespace) -> int:
         from jaxllm.bench.routing import bench as bench_routing
 
         results = bench_routing(quick=args.quick)
+    elif args.name == "sandbox":
+        from jaxllm.bench.sandbox import bench as bench_sandbox
+
+        results = bench_sandbox(quick=args.quick)
     elif args.name == "rl":
         from jaxllm.bench.rl import bench as bench_rl
 
