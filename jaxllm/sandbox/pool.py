@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
 import os
+import py_compile
 import shutil
 import signal
 import site
@@ -24,7 +26,7 @@ from jaxllm.config import ConfigError, check
 from jaxllm.sandbox.config import LEVELS, Level, Limits, SandboxConfig
 
 Status = Literal["ok", "failed", "killed", "timeout", "memory", "processes", "disk", "output", "sandbox_dead"]
-HERE = Path(__file__).parent
+KEEPER, WITHIN = Path(__file__).parent / "keeper", Path(__file__).parent / "within"
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
 PROGRAM = "main.py"  # name of a program that is given as text
 PROBE = "print(6 * 7)"
@@ -230,7 +232,7 @@ class _Keeper:
     def __init__(self, settings: dict[str, Any]) -> None:
         mine, theirs = socket.socketpair()
         self.process = subprocess.Popen(
-            [interpreter(SandboxConfig()), "-I", "-S", str(HERE / "keeper"), str(theirs.fileno())],
+            [interpreter(SandboxConfig()), "-I", "-S", str(KEEPER), str(theirs.fileno())],
             stdin=subprocess.DEVNULL, pass_fds=(theirs.fileno(),), start_new_session=True)
         theirs.close()
         self.ended = False
@@ -336,8 +338,10 @@ def keeper_settings(config: SandboxConfig, level: Level) -> dict[str, Any]:
         check(os.path.exists(path), "sandbox.read", path, "no such file or directory")
         if not any(Path(path).is_relative_to(known) for known in read):
             read.append(path)
+    with contextlib.suppress(OSError):  # what every run imports is compiled once, where the directory can be written
+        py_compile.compile(str(WITHIN / "inside.py"), quiet=2)
     return {"level": level, "landlock": level == "landlock" or landlock_version() > 0, "bwrap": bubblewrap(),
-            "python": python, "inside": str(HERE / "inside.py"), "packages": packages, "read": read,
+            "python": python, "within": str(WITHIN), "packages": packages, "read": read,
             "path": f"{Path(python).parent}:/usr/bin:/bin", "workers": config.workers,
             "limits": dataclasses.asdict(config.limits), "root": config.directory}
 

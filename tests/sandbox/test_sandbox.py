@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from jaxllm.config import ConfigError
-from jaxllm.sandbox import LEVELS, Limits, Sandbox, SandboxConfig, SandboxError, inside, offered, pool
+from jaxllm.sandbox import LEVELS, Limits, Sandbox, SandboxConfig, SandboxError, offered, pool
+from jaxllm.sandbox.within import inside
 
 BEST = next((level for level in LEVELS if offered()[level] is None), None)
 pytestmark = pytest.mark.skipif(BEST is None, reason="no level works here")

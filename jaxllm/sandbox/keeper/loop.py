@@ -205,10 +205,10 @@ class Keeper:
         self.running.remove(worker)
         request, reason = worker.request, worker.reason
         gone = self.wait_for_group(worker)
-        said = worker.said[1:]
-        about = json.loads(said) if said.startswith(b"{") and said.endswith(b"}") else {}
+        said = worker.said[1:].decode(errors="replace")
+        layers, error = said[1:].split(",") if said[:1] == "+" else [], said[1:] if said[:1] == "-" else None
         reason = reason or worker.look_at_files()
-        out = {"id": request["id"], "reason": reason, "layers": about.get("layers", []), "error": about.get("error"),
+        out = {"id": request["id"], "reason": reason, "layers": layers, "error": error,
                "exit": os.waitstatus_to_exitcode(worker.exit), "wall_s": worker.ended - worker.begun,
                "cpu_s": worker.cpu_s, "peak_mb": worker.peak_kb / 1024, "processes": worker.peak_processes,
                "gone": gone, "written": worker.written, "files": {},

@@ -2,7 +2,7 @@
 
 import base64
 import itertools
-import json
+import marshal
 import os
 import signal
 import subprocess
@@ -16,6 +16,8 @@ from processes import children, group_of, proportional_kb, stat_of, unlinked_fil
 FILES_EVERY = 4  # looks at a tree for one at its files
 PAGE, TICKS = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 WORK = "work"  # of a run's directory: where its program runs
+START = "import sys; sys.path.insert(0, sys.argv[1]); import inside; del sys.path[0]; inside.main()"
+FORMAT = 2  # of marshal: any interpreter reads it
 CWD = "/sandbox"  # its name there, within namespaces
 
 
@@ -58,21 +60,21 @@ class Worker:
 
     def command(self, status):
         """The worker's command line, within bubblewrap where the level asks for it."""
-        s = self.settings
+        s, within = self.settings, self.settings["within"]
         inner = {"level": s["level"], "landlock": s["landlock"], "packages": s["packages"], "layers": [],
                  "devices": [f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom")]}
-        python = [s["python"], "-s", "-S", "-P"]
+        python = [s["python"], "-s", "-S", "-P", "-c", START]
         if s["level"] != "namespaces":
-            inner |= {"read": [*s["read"], s["inside"]], "write": [self.base]}
-            return [*python, s["inside"], str(status), json.dumps(inner)]
+            inner |= {"read": [*s["read"], within], "write": [self.base]}
+            return [*python, within, str(status), marshal.dumps(inner, FORMAT).hex()]
         inner |= {"layers": ["bubblewrap"], "read": ["/"], "write": [CWD, "/tmp", "/dev/shm"]}
         size = str(s["limits"]["disk_mb"] << 20)
         mounts = ["--bind", os.path.join(self.base, "tmp"), "/tmp", "--bind", self.directory, CWD]
-        for path in [*s["read"], s["inside"]]:
+        for path in [*s["read"], within]:
             mounts += ["--symlink", os.readlink(path), path] if os.path.islink(path) else ["--ro-bind", path, path]
         return [s["bwrap"], "--unshare-all", "--die-with-parent", "--hostname", "sandbox", *mounts, "--proc", "/proc",
                 "--dev", "/dev", "--size", size, "--tmpfs", "/dev/shm", "--remount-ro", "/dev", "--remount-ro", "/",
-                "--chdir", CWD, "--", *python, s["inside"], str(status), json.dumps(inner)]
+                "--chdir", CWD, "--", *python, within, str(status), marshal.dumps(inner, FORMAT).hex()]
 
     def environment(self):
         """All that a program sees of an environment."""
@@ -88,9 +90,8 @@ class Worker:
         self.request, self.begun = request, time.monotonic()
         put_files(self.directory, request["files"])
         limits = request["limits"]
-        sent = json.dumps({"argv": request["argv"], "program": request["program"],
-                           "limits": {**limits, "user_processes": self.settings["count"]() + limits["processes"]}}
-                          ).encode()
+        counted = {**limits, "user_processes": self.settings["count"]() + limits["processes"]}
+        sent = marshal.dumps({"argv": request["argv"], "program": request["program"], "limits": counted}, FORMAT)
         self.waiting = b"%010d" % len(sent) + sent + base64.b64decode(request["stdin"])
 
     def pids(self, most=1 << 20):

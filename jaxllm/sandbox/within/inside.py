@@ -1,13 +1,15 @@
 """What runs inside the sandbox: waits for a program, gives up every right it can do without, then runs it.
 
-Started by path as `python -s -S -P inside.py STATUS_FD SETTINGS`; standard library only, and as little of it as will
-do, since every run starts one. Standard input carries the request (ten digits of length, then JSON) and after it the
-program's own input. The status descriptor says `w` when it waits, and then what was applied, or why not; it is closed
-before the program's first instruction, so that nothing the program does can change what was said.
+Started as `python -s -S -P -c START DIRECTORY STATUS_FD SETTINGS`, which imports this from its directory, where its
+compiled form lies; standard library only, and as little of it as will do, since every run starts one. Standard input
+carries the request (ten digits of length first) and after it the program's own input; settings and request are
+marshalled by the keeper, which is trusted. The status descriptor says `w` when it waits, and then `+` and the layers
+that were applied, or `-` and why not; it is closed before the program's first instruction, so that nothing the program
+does can change what was said.
 """
 
 import ctypes
-import json
+import marshal
 import os
 import resource
 import struct
@@ -243,12 +245,12 @@ def wait_for_request() -> dict:
             count -= len(part)
         return b"".join(parts)
 
-    return json.loads(exactly(int(exactly(10))))
+    return marshal.loads(exactly(int(exactly(10))))
 
 
 def main() -> None:
     """Wait, confine, run."""
-    status, settings = int(sys.argv[1]), json.loads(sys.argv[2])
+    status, settings = int(sys.argv[2]), marshal.loads(bytes.fromhex(sys.argv[3]))
     os.set_inheritable(status, False)
     os.write(status, b"w")
     request = wait_for_request()
@@ -257,9 +259,9 @@ def main() -> None:
             raise Refused("landlock: the kernel's version lets signals out")
         layers = confine(settings, request["limits"])
     except (Refused, OSError, ValueError) as error:
-        os.write(status, json.dumps({"error": str(error)}).encode())
+        os.write(status, f"-{error}".encode())
         os._exit(SETUP_FAILED)
-    os.write(status, json.dumps({"layers": layers}).encode())
+    os.write(status, f"+{','.join(layers)}".encode())
     os.close(status)
     if request["argv"] is not None:
         try:
@@ -292,7 +294,3 @@ def run(program: str, packages: list) -> None:
         sys.exit(1)
     finally:
         del mine
-
-
-if __name__ == "__main__":
-    main()
