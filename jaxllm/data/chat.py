@@ -102,13 +102,14 @@ def encode_chat(tokenizer: Tokenizer, template: ChatTemplate, messages: Sequence
     return encoded.ids, learned
 
 
-def render_prompt(template: ChatTemplate, messages: Sequence[dict[str, Any]]) -> str:
+def render_prompt(template: ChatTemplate, messages: Sequence[dict[str, Any]],
+                  tools: Sequence[dict[str, Any]] | None = None) -> str:
     """The conversation as text, up to where the assistant answers.
 
     Raises:
       ChatError: the template refuses the conversation.
     """
-    return _render(template, messages, None, prompt=True)[0]
+    return _render(template, messages, tools, prompt=True)[0]
 
 
 def _by_difference(template: ChatTemplate, messages: Sequence[dict[str, Any]],

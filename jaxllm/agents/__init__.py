@@ -1,0 +1,20 @@
+"""Agents: multi-turn episodes with tools over an engine, an endpoint or a script, and GRPO-TCR (arXiv 2510.11701).
+
+Entry points: `AgentLoop(environment, backend)` runs many episodes at once and records each; `EngineBackend` draws token
+for token from an engine and keeps what a trainer needs; `Endpoint` asks an OpenAI-compatible server; `python_tool`,
+`calculator_tool`, `search_tool` and `file_tools` are tools.
+
+Not done here yet: GRPO-TCR's training recipe and its studies.
+"""
+
+from jaxllm.agents.backends import Endpoint, EndpointConfig, Scripted
+from jaxllm.agents.environment import Environment, Problem, Session, Turn
+from jaxllm.agents.interpreter import calculator_tool, python_tool
+from jaxllm.agents.loop import AgentLoop, EpisodeRecord, LoopConfig, TooManyFailures, loop_metrics
+from jaxllm.agents.policy import ChatFormat, EngineBackend, TurnLimits
+from jaxllm.agents.tools import Tool, ToolLimits
+from jaxllm.agents.workspace import Corpus, file_tools, search_tool
+
+__all__ = ["AgentLoop", "ChatFormat", "Corpus", "Endpoint", "EndpointConfig", "EngineBackend", "Environment",
+           "EpisodeRecord", "LoopConfig", "Problem", "Scripted", "Session", "TooManyFailures", "Tool", "ToolLimits",
+           "Turn", "TurnLimits", "calculator_tool", "file_tools", "loop_metrics", "python_tool", "search_tool"]
