@@ -25,7 +25,7 @@ OUT, WORK, CONFIG = Path("docs/experiments/cells/sizes"), Path("runs/corpus"), "
 CELLS = WORK / "cells"
 SEEDS = (0, 1, 2)
 # d_model, layers; heads of 32
-ARMS = {"16x1": (16, 1), "32x2": (32, 2), "64x2": (64, 2), "96x3": (96, 3), "160x4": (160, 4)}
+ARMS = {"16x1": (16, 1), "32x2": (32, 2), "64x2": (64, 2), "96x3": (96, 3), "128x3": (128, 3)}
 
 
 def measure(size: tuple[int, int], seed: int) -> dict[str, float]:
