@@ -2,9 +2,10 @@
 
 Entry points: `AgentLoop(environment, backend)` runs many episodes at once and records each; `EngineBackend` draws token
 for token from an engine and keeps what a trainer needs; `Endpoint` asks an OpenAI-compatible server; `python_tool`,
-`calculator_tool`, `search_tool` and `file_tools` are tools.
+`calculator_tool`, `search_tool` and `file_tools` are tools; `training.train_agent` is GRPO-TCR on the pipeline of
+`jaxllm.rl` (a config with `agent`).
 
-Not done here yet: GRPO-TCR's training recipe and its studies.
+Not done here yet: the paper's studies, its data and its models.
 """
 
 from jaxllm.agents.backends import Endpoint, EndpointConfig, Scripted

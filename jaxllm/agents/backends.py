@@ -17,7 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from jaxllm.agents.calls import CLOSE, OPEN, ToolCall, check_call, parse_calls
-from jaxllm.agents.tools import CallRecord
+from jaxllm.agents.environment import Session
+from jaxllm.agents.tools import CallRecord, Toolset
 from jaxllm.config import check
 
 
@@ -56,8 +57,7 @@ class Failed:
 class Backend(Protocol):
     """Turns of many conversations at once. Ids are the caller's."""
 
-    def open(self, id: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[dict[str, Any]],
-             schemas: Mapping[str, Mapping[str, Any]], seed: int) -> None:
+    def open(self, id: Any, session: Session, tools: Toolset, seed: int) -> None:
         """Begin a conversation."""
         ...
 
@@ -87,10 +87,9 @@ class Scripted:
         self._open: dict[Any, tuple[list[dict[str, Any]], Mapping[str, Any], int]] = {}
         self._asked: collections.deque[Any] = collections.deque()
 
-    def open(self, id: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[dict[str, Any]],
-             schemas: Mapping[str, Mapping[str, Any]], seed: int) -> None:
+    def open(self, id: Any, session: Session, tools: Toolset, seed: int) -> None:
         """Begin a conversation."""
-        self._open[id] = ([dict(m) for m in messages], schemas, seed)
+        self._open[id] = ([dict(m) for m in session.messages], tools.schemas, seed)
 
     def submit(self, id: Any) -> None:
         """Ask for its next turn."""
@@ -172,17 +171,16 @@ class Endpoint:
         self._open: dict[Any, tuple[list[dict[str, Any]], list[dict[str, Any]], Mapping[str, Any], int]] = {}
         self._asked: dict[concurrent.futures.Future[Said | Failed], Any] = {}
 
-    def open(self, id: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[dict[str, Any]],
-             schemas: Mapping[str, Mapping[str, Any]], seed: int) -> None:
+    def open(self, id: Any, session: Session, tools: Toolset, seed: int) -> None:
         """Begin a conversation."""
-        said = [dict(m) for m in messages]
-        if tools and not self.config.native:
-            told = tools_in_words(tools)
+        said, described = [dict(m) for m in session.messages], tools.descriptions
+        if described and not self.config.native:
+            told = tools_in_words(described)
             if said and said[0]["role"] == "system":
                 said[0]["content"] = f"{said[0]['content']}\n\n{told}"
             else:
                 said.insert(0, {"role": "system", "content": told})
-        self._open[id] = (said, list(tools), schemas, seed)
+        self._open[id] = (said, described, tools.schemas, seed)
 
     def submit(self, id: Any) -> None:
         """Ask for its next turn."""

@@ -35,6 +35,11 @@ class Session(Protocol):
         ...
 
     @property
+    def tokens(self) -> Sequence[int] | None:
+        """The same in tokens, for backends that take them; None to have them made by the backend's template."""
+        ...
+
+    @property
     def tools(self) -> Sequence[Tool]:
         """Tools that belong to this episode alone; shared ones may stand among them."""
         ...
@@ -64,11 +69,13 @@ class Problem:
       messages: as in `Session`.
       tools: as in `Session`.
       scorer: `scorer(turns)`.
+      tokens: as in `Session`.
     """
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Tool]
     scorer: Callable[[Sequence[Turn]], float]
+    tokens: Sequence[int] | None = None
 
     def score(self, turns: Sequence[Turn]) -> float:
         """By the scorer."""

@@ -32,6 +32,8 @@ class LoopConfig:
       at_once: episodes.
       tools: limits of a turn's calls.
       workers: turns whose calls run at once.
+      lockstep: the model goes on only when all calls that run have ended. Slower; what an engine computes beside what
+        then hangs on seeds alone, so that a run can be repeated bit for bit.
       failed_share: share of finished episodes that may end for reasons of the surroundings (environment, endpoint,
         scorer, a tool that crashed, hung or lost its sandbox) before the run stops.
       failed_least: of so many finished ones at least.
@@ -41,6 +43,7 @@ class LoopConfig:
     at_once: int = 64
     tools: ToolLimits = ToolLimits()
     workers: int = 8
+    lockstep: bool = False
     failed_share: float = 0.5
     failed_least: int = 20
 
@@ -148,6 +151,8 @@ class AgentLoop:
           TooManyFailures: see `LoopConfig.failed_share`.
         """
         out: list[EpisodeRecord] = []
+        if self.config.lockstep:
+            concurrent.futures.wait([*self._resets, *self._running, *self._scores])
         self._take_resets(out)
         self._take_results(out)
         # While calls run the backend is only looked at; with nothing else to do it is waited for.
@@ -195,7 +200,7 @@ class AgentLoop:
             try:
                 opened.session = session = future.result()
                 opened.tools = Toolset(session.tools, self.config.tools)
-                self._backend.open(id, session.messages, opened.tools.descriptions, opened.tools.schemas, seed)
+                self._backend.open(id, session, opened.tools, seed)
             except Exception as error:  # an environment of a user's may raise anything
                 out.append(self._end(opened, "environment_error", error=f"reset: {type(error).__name__}: {error}",
                                      opened_backend=False))

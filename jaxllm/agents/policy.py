@@ -10,7 +10,8 @@ from tokenizers import Tokenizer
 
 from jaxllm.agents.backends import Failed, Said, result_messages
 from jaxllm.agents.calls import parse_calls
-from jaxllm.agents.tools import CallRecord
+from jaxllm.agents.environment import Session
+from jaxllm.agents.tools import CallRecord, Toolset
 from jaxllm.config import check
 from jaxllm.data.chat import ChatTemplate, render_prompt
 from jaxllm.generation import Engine, Request, Sampling
@@ -89,17 +90,16 @@ class EngineBackend:
         self._open: dict[Any, tuple[Episode, Mapping[str, Mapping[str, Any]], int]] = {}
         self._full: list[Any] = []  # asked for a turn without room for one
 
-    def open(self, id: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[dict[str, Any]],
-             schemas: Mapping[str, Mapping[str, Any]], seed: int) -> None:
+    def open(self, id: Any, session: Session, tools: Toolset, seed: int) -> None:
         """Begin a conversation.
 
         Raises:
           ConfigError: its prompt leaves no room.
         """
-        prompt = self.form.prompt(messages, tools)
+        prompt = list(session.tokens or self.form.prompt(session.messages, tools.descriptions))
         check(0 < len(prompt) < self.engine.config.length, f"prompt of {id!r}", len(prompt),
               f"leaves no room in length={self.engine.config.length}")
-        self._open[id] = (Episode.begin(id, prompt, self.engine.version), schemas, seed)
+        self._open[id] = (Episode.begin(id, prompt, self.engine.version), tools.schemas, seed)
 
     def submit(self, id: Any) -> None:
         """Ask for its next turn."""

@@ -41,6 +41,10 @@ def run(args: argparse.Namespace) -> int:
                     from jaxllm.cells import train_cells
 
                     train_cells(config, run_dir, resume=args.resume, on_step=watchdog.beat)
+                elif hasattr(config, "agent"):
+                    from jaxllm.agents.training import train_agent
+
+                    train_agent(config, run_dir, resume=args.resume, on_step=watchdog.beat)
                 elif isinstance(config, RLConfig):
                     train_policy(config, run_dir, resume=args.resume, on_step=watchdog.beat)
                 else:
@@ -56,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
 def open_config(path: str, overrides: list[str], *, elsewhere: bool = False) -> tuple[Any, Any]:
     """The typed config and the objective that fits its model: causal, masked diffusion, or preferences.
 
-    A config with `cells` is one on cell sentences, with `prompts` one of reinforcement learning.
+    A config with `cells` is one on cell sentences, with `prompts` one of reinforcement learning, with `agent` too one
+    of a policy that calls tools.
 
     `model: {preset: llada-8b, remat: full}` stands for the preset's fields with changes. Weights of a preset or of
     `init_from` are held in float32 unless the config says otherwise. With `elsewhere` the run is for another machine:
@@ -87,7 +92,10 @@ def open_config(path: str, overrides: list[str], *, elsewhere: bool = False) -> 
     if "prompts" in data:
         from jaxllm.rl import RLConfig, rl_objective
 
-        config = build(RLConfig, data, source)
+        kind = RLConfig
+        if "agent" in data:
+            from jaxllm.agents.training import AgentRLConfig as kind
+        config = build(kind, data, source)
         return config, rl_objective(config)
     if isinstance(model, dict) and model.get("score_head") is True:
         from jaxllm.rl import reward_run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -10,11 +11,11 @@ from tokenizers import Tokenizer
 from jaxllm.generation import Engine, EngineConfig, Sampling
 from jaxllm.generation.episode import Episode
 from jaxllm.rl.config import EvaluationConfig, RLConfig
-from jaxllm.rl.generator import Scorer
+from jaxllm.rl.generator import Sampler, Scorer
 from jaxllm.rl.groups import Group
 from jaxllm.rl.prompts import Prompts, make_verifier
 from jaxllm.rl.rewards import RewardGuard
-from jaxllm.rl.rollout import Rollouts
+from jaxllm.rl.rollout import RolloutConfig, Rollouts
 
 SEED = 1_000_003  # of the draws: the same at every evaluation, so that only the weights differ
 
@@ -33,14 +34,28 @@ class Evaluation:
         """Open the prompts."""
         self._config = config
         room = run.length - run.rollout.resolve(tokenizer).longest
-        self.prompts = self._prompts = Prompts(config.prompts, tokenizer, "evaluation.prompts", room)
+        self.prompts = self._prompts = self.new_prompts(config, tokenizer, room)
         base = run.rollout.resolve(tokenizer, self._prompts.pauses)
         self._sampled = dataclasses.replace(base, samples=config.samples, measure=True,
                                             sampling=Sampling(config.temperature, top_p=config.top_p))
         self._greedy = dataclasses.replace(base, samples=1, measure=True, sampling=Sampling(0.0))
         self._guard = RewardGuard(make_verifier(run.reward, self._prompts), run.reward.guard)
-        self._score = Scorer(self._prompts, self._guard, tokenizer, [int(run.model.eos_id)])  # type: ignore[arg-type]
+        self._score = self.new_scorer(tokenizer, [int(run.model.eos_id)])  # type: ignore[arg-type]
         self._pass_score = run.reward.pass_score
+
+    # What another way of sampling changes.
+
+    def new_prompts(self, config: EvaluationConfig, tokenizer: Tokenizer, room: int) -> Prompts:
+        """The prompts that are measured on."""
+        return Prompts(config.prompts, tokenizer, "evaluation.prompts", room)
+
+    def new_scorer(self, tokenizer: Tokenizer, stops: Sequence[int]) -> Scorer:
+        """What scores groups; `stops` are no part of a response's text."""
+        return Scorer(self._prompts, self._guard, tokenizer, stops)
+
+    def new_rollouts(self, engine: Engine, config: RolloutConfig) -> Sampler:
+        """What samples episodes from an engine."""
+        return Rollouts(engine, config, lambda e: self._prompts.reply(e.response))
 
     def __call__(self, engine: Engine) -> dict[str, float]:
         """Metrics `evaluation/...` of an idle engine's weights, which is idle again afterwards.
@@ -69,14 +84,15 @@ class Evaluation:
         """End the processes of the rewards."""
         self._guard.close()
 
-    def _run(self, engine: Engine, config: object) -> tuple[list[Episode], np.ndarray]:
+    def _run(self, engine: Engine, config: RolloutConfig) -> tuple[list[Episode], np.ndarray]:
         """All episodes, and for each prompt's samples `[E, n]` 1 or 0, NaN where the reward failed."""
-        rollouts = Rollouts(engine, config, lambda e: self._prompts.reply(e.response))  # type: ignore[arg-type]
+        rollouts = self.new_rollouts(engine, config)
         groups = [Group(i, i, SEED + i) for i in range(len(self._prompts))]
         for group in groups:
             rollouts.start(group.number, self._prompts[group.prompt].tokens, group.seed)
-        for episode in rollouts.finish():
-            groups[episode.id[0]].episodes.append(episode)
+        while rollouts.under_way:
+            for episode in rollouts.step():
+                groups[episode.id[0]].episodes.append(episode)
         for group in groups:
             group.episodes.sort(key=lambda e: e.id[1])
         self._score(groups)

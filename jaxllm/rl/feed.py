@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from jaxllm.rl.batch import RLBatch
 from jaxllm.rl.config import RLConfig
 from jaxllm.rl.curriculum import Curriculum
 from jaxllm.rl.evaluation import Evaluation, engine_config
-from jaxllm.rl.generator import Generator, Scorer
+from jaxllm.rl.generator import Generator, Sampler, Scorer
 from jaxllm.rl.groups import Group, Groups
 from jaxllm.rl.losses import rl_loss
 from jaxllm.rl.plan import check_generator
@@ -82,15 +82,14 @@ class RLFeed:
         room = config.length - resolved.longest
         check(room >= 1, "length", config.length, f"leaves no room for a prompt beside {resolved.longest} tokens of "
               "response")
-        self._prompts = Prompts(config.prompts, tokenizer, room=room)
+        self._prompts = self.new_prompts(config, tokenizer, room)
         self._rollout = config.rollout.resolve(tokenizer, self._prompts.pauses)
         self._guard = RewardGuard(make_verifier(config.reward, self._prompts), config.reward.guard)
         reward, self._model = config.reward, None
         if reward.model is not None:
             self._model = RewardModel(reward.model, rows=reward.rows, too_long=reward.too_long, chat=reward.chat)
         self._engine_config = engine_config(config, self._prompts)
-        self._score = Scorer(self._prompts, self._guard, tokenizer, self._engine_config.stop_ids[:1],
-                             self._model)
+        self._score = self.new_scorer(self._engine_config.stop_ids[:1])
         count = pipeline.generator_devices
         self._generator_mesh = make_mesh(1, 1, count, devices=jax.devices()[-count:]) if count else None
         self.groups = Groups(pipeline, Curriculum(len(self._prompts), config.seed, config.solved),
@@ -104,7 +103,7 @@ class RLFeed:
         self._unstack = jax.jit(lambda params: jax.tree.map(jnp.copy, unstack(params, config.model)))
         self._evaluation = None
         if config.evaluation is not None:
-            self._evaluation = Evaluation(config, config.evaluation, tokenizer)
+            self._evaluation = self.new_evaluation(config, tokenizer)
             other = self._evaluation.prompts.pauses
             check(other == self._prompts.pauses, "evaluation.prompts", list(other), "its environment speaks up after "
                   f"other tokens than that of prompts, {list(self._prompts.pauses)}; one engine serves both")
@@ -113,10 +112,33 @@ class RLFeed:
         """The engine and what drives it, on first use."""
         if self._generator is None:
             self._engine = engine = self._new_engine(params, version)
-            rollouts = Rollouts(engine, self._rollout, self._reply)
-            self._generator = Generator(self.groups, self._prompts, rollouts, self._rollout.samples, self._score,
-                                        engine.update, lambda: engine.free_slots, _computed)
+            self._generator = Generator(self.groups, self._prompts, self.new_rollouts(engine), self._rollout.samples,
+                                        self._score, engine.update, lambda: engine.free_slots, _computed)
         return self._generator
+
+    # What another way of sampling changes.
+
+    def new_prompts(self, config: RLConfig, tokenizer: Tokenizer, room: int) -> Prompts:
+        """The prompts that are trained on."""
+        return Prompts(config.prompts, tokenizer, room=room)
+
+    def new_scorer(self, stops: Sequence[int]) -> Scorer:
+        """What scores groups; `stops` are no part of a response's text."""
+        return Scorer(self._prompts, self._guard, self._tokenizer, stops, self._model)
+
+    def new_evaluation(self, config: RLConfig, tokenizer: Tokenizer) -> Evaluation:
+        """What measures weights; only where the config has an evaluation."""
+        assert config.evaluation is not None
+        return Evaluation(config, config.evaluation, tokenizer)
+
+    def new_rollouts(self, engine: Engine) -> Sampler:
+        """What samples episodes from an engine."""
+        return Rollouts(engine, self._rollout, self._reply)
+
+    def base_rewards(self, groups: Sequence[Group], scores: np.ndarray, passed: np.ndarray) -> np.ndarray:
+        """Rewards `[P, G]` of the verifier's scores."""
+        del groups, passed
+        return rescale(scores, wrong=self._config.reward.wrong, right=self._config.reward.right)
 
     def _new_engine(self, params: Any, version: int) -> Engine:
         return Engine(params, self._config.model, self._engine_config, version=version, mesh=self._generator_mesh)
@@ -196,7 +218,7 @@ class RLFeed:
         reward = self._config.reward
         report: dict[str, float] = {}
         if reward.use == "verifier":
-            rewards = rescale(scores, wrong=reward.wrong, right=reward.right)
+            rewards = self.base_rewards(groups, scores, passed)
         else:
             model_scores = np.stack([g.model_scores for g in groups])  # type: ignore[arg-type]
             report["rl/model_score"] = float(np.nanmean(model_scores))

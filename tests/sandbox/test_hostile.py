@@ -39,6 +39,7 @@ def test_it_is_contained(sandbox, host, name):
     assert not wrong
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", CLAIMING)
 def test_as_an_ordinary_user(level, tmp_path_factory):
     """Where the tests run as root; otherwise the tests above are this one."""
