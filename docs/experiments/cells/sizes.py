@@ -13,6 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy.optimize import curve_fit
 from scipy.stats import linregress, t
 
 from jaxllm.cells import ConvertConfig, convert, train_cells
@@ -62,14 +63,26 @@ def main() -> None:
         return
     fit = linregress(np.log10(x), y)
     half = t.ppf(0.975, len(x) - 2) * fit.stderr
+
+    def power(n: np.ndarray, floor: float, scale: float, exponent: float) -> np.ndarray:
+        return floor + scale * (n / 1e4) ** -exponent
+
+    found, spread = curve_fit(power, x, y, p0=(3.0, 0.5, 0.5))
+    errors = t.ppf(0.975, len(x) - 3) * np.sqrt(np.diag(spread))
+    left = float(np.square(y - power(x, *found)).sum() / np.square(y - y.mean()).sum())
     (OUT / "fit.json").write_text(json.dumps({
-        "nats_per_tenfold": fit.slope, "low": fit.slope - half, "high": fit.slope + half, "at_1": fit.intercept,
-        "r2": fit.rvalue**2, "runs": len(x)}, indent=1) + "\n")
+        "runs": len(x), "line": {"nats_per_tenfold": fit.slope, "low": fit.slope - half, "high": fit.slope + half,
+                                 "r2": fit.rvalue**2},
+        "floor_and_power": {name: [value, value - error, value + error] for name, value, error in
+                            zip(("floor", "above_it_at_10000", "exponent"), found.tolist(), errors.tolist(),
+                                strict=True)} | {"r2": 1 - left}}, indent=1) + "\n")
     figure, axis = plt.subplots(figsize=(5, 3.6), layout="constrained")
     axis.scatter(x, y, s=16, color="C0", label="runs")
     ends = np.array([x.min(), x.max()])
     axis.plot(ends, fit.intercept + fit.slope * np.log10(ends), color="C3",
               label=f"{fit.slope:+.3f} nats a tenfold, R² {fit.rvalue**2:.2f}")
+    grid = np.geomspace(x.min(), x.max(), 100)
+    axis.plot(grid, power(grid, *found), color="C2", label=f"{found[0]:.3f} + N^-{found[2]:.2f}, R² {1 - left:.3f}")
     axis.set(xscale="log", xlabel="parameters without embeddings", ylabel="validation loss, nats a token")
     axis.legend(frameon=False, fontsize=8)
     figure.savefig(OUT / "sizes.png", dpi=140)
