@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -140,20 +141,32 @@ class Toolset:
         if call.fault is not None:
             return CallRecord(call, call.fault, f"Error: {call.message}")
         begun = time.perf_counter()
-        # A thread of its own, so that a tool which hangs holds up one call alone.
-        pool = concurrent.futures.ThreadPoolExecutor(1, f"tool-{call.name}")
-        try:
-            found = pool.submit(self._by_name[call.name].run, call.arguments).result(self.limits.timeout_s)
-            answer = Answer(found) if isinstance(found, str) else found
-        except concurrent.futures.TimeoutError:
+        future = _beside(self._by_name[call.name].run, call.arguments)
+        done, _ = concurrent.futures.wait([future], self.limits.timeout_s)
+        if not done:
             answer = Answer(f"Error: {call.name} took longer than {self.limits.timeout_s:g} s", "tool_timeout")
-        except Exception as error:  # a tool of a user's may raise anything
+        elif (error := future.exception()) is not None:  # a tool of a user's may raise anything
             answer = Answer(f"Error: {call.name} broke: {type(error).__name__}: {error}", "tool_crash",
                             {"error": repr(error)})
-        finally:
-            pool.shutdown(wait=False)
+        else:
+            found = future.result()
+            answer = Answer(found) if isinstance(found, str) else found
         return CallRecord(call, answer.outcome, shortened(answer.text, self.limits.characters),
                           time.perf_counter() - begun, answer.about)
+
+
+def _beside(run: Callable[[Any], Any], arguments: Any) -> concurrent.futures.Future[Any]:
+    """A call in a thread of its own, which neither holds up others nor the end of the process where it hangs."""
+    future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+
+    def work() -> None:
+        try:
+            future.set_result(run(arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="tool", daemon=True).start()
+    return future
 
 
 def shortened(text: str, most: int) -> str:
