@@ -151,6 +151,9 @@ class Toolset:
         else:
             found = future.result()
             answer = Answer(found) if isinstance(found, str) else found
+            if not isinstance(answer, Answer):
+                answer = Answer(f"Error: {call.name} broke: it gave no text", "tool_crash",
+                                {"error": f"gave {type(found).__name__}, neither a text nor an Answer"})
         return CallRecord(call, answer.outcome, shortened(answer.text, self.limits.characters),
                           time.perf_counter() - begun, answer.about)
 

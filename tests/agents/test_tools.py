@@ -75,6 +75,12 @@ def test_what_becomes_of_calls():
     assert records[2].seconds >= 0.2 and records[0].to_dict()["result"] == "fine"
 
 
+def test_a_tool_that_gives_no_text():
+    tools = Toolset([tool("odd", lambda a: 3)])
+    record, = tools.run(parse_calls(write_call("odd", {}), tools.schemas))
+    assert record.outcome == "tool_crash" and "gave int" in record.about["error"]
+
+
 @pytest.mark.parametrize(("make", "message"), [
     (lambda: tool("a b", str), "identifier"), (lambda: Tool("a", "", {"type": "array"}, str), "type object"),
     (lambda: Tool("a", "", {"type": "object", "properties": 3}, str), "3 is not of type 'object'"),
