@@ -20,7 +20,6 @@ from jaxllm.agents.tools import Tool, ToolLimits
 from jaxllm.agents.workspace import Corpus, search_tool
 from jaxllm.config import ConfigError, check
 from jaxllm.data import load_chat_template
-from jaxllm.data.chat import ChatTemplate
 from jaxllm.generation import Engine
 from jaxllm.generation.episode import Episode
 from jaxllm.rl.config import EvaluationConfig, PromptsConfig, RLConfig
@@ -345,6 +344,3 @@ def train_agent(config: AgentRLConfig, run_dir: str | Path, *, resume: bool = Fa
     return train(config, rl_objective(config), run_dir, make_feed=functools.partial(AgentFeed, run_dir=Path(run_dir)),
                  resume=resume, log=log, on_step=on_step)
 
-
-__all__ = ["AgentEvaluation", "AgentFeed", "AgentPrompts", "AgentRLConfig", "AgentScorer", "AgentSettings",
-           "ChatTemplate", "Equipment", "ToolRollouts", "last_turn", "rounds_of", "train_agent"]
