@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -232,10 +232,19 @@ class AgentScorer(Scorer):
         self.rollouts: ToolRollouts | None = None
         self.taken: list[EpisodeRecord] = []  # of scored groups, for the metrics
 
-    def text(self, episode: Episode) -> str:
-        """The last turn without its end."""
-        tokens = last_turn(episode)
-        return self._tokenizer.decode(tokens[:-1] if tokens and tokens[-1] in self._stops else tokens)
+    def scored(self, episode: Episode) -> list[int]:
+        """The last turn."""
+        return last_turn(episode)
+
+    def follow(self, engine: Engine, equipment: Equipment, config: RolloutConfig) -> ToolRollouts:
+        """Rollouts whose records this scorer takes."""
+        self.rollouts = ToolRollouts(engine, equipment, config)
+        return self.rollouts
+
+    def take(self) -> dict[str, float]:
+        """Metrics of the records since the last call; scores are told by others."""
+        records, self.taken = self.taken, []
+        return {name: value for name, value in loop_metrics(records).items() if name != "agents/score"}
 
     def __call__(self, groups: Sequence[Group]) -> None:
         """Fill in the scores."""
@@ -275,10 +284,8 @@ class AgentFeed(RLFeed):
 
     def new_rollouts(self, engine: Engine) -> Sampler:
         """With tools."""
-        rollouts = ToolRollouts(engine, self._equipment, self._rollout)
         assert isinstance(self._score, AgentScorer)
-        self._score.rollouts = rollouts
-        return rollouts
+        return self._score.follow(engine, self._equipment, self._rollout)
 
     def base_rewards(self, groups: Sequence[Group], scores: np.ndarray, passed: np.ndarray) -> np.ndarray:
         """For the answer and for having called tools."""
@@ -288,11 +295,8 @@ class AgentFeed(RLFeed):
     def _make(self, groups: list[Group], step: int, log: Any) -> tuple[Any, dict[str, float]]:
         batch, report = super()._make(groups, step, log)
         assert isinstance(self._score, AgentScorer)
-        records, self._score.taken = self._score.taken, []
-        found: Mapping[str, float] = loop_metrics(records)
         rounds = [rounds_of(e) for g in groups for e in g.episodes]
-        return batch, {**report, **{k: v for k, v in found.items() if k != "agents/score"},
-                       "agents/rounds": float(np.mean(rounds))}
+        return batch, {**report, **self._score.take(), "agents/rounds": float(np.mean(rounds))}
 
     def close(self) -> None:
         """End everything."""
@@ -318,19 +322,15 @@ class AgentEvaluation(Evaluation):
 
     def new_rollouts(self, engine: Engine, config: RolloutConfig) -> Sampler:
         """With tools."""
-        rollouts = ToolRollouts(engine, self._equipment, config)
         assert isinstance(self._score, AgentScorer)
-        self._score.rollouts = rollouts
-        return rollouts
+        return self._score.follow(engine, self._equipment, config)
 
     def __call__(self, engine: Engine) -> dict[str, float]:
         """Also calls an episode, and the share of them that worked."""
         assert isinstance(self._score, AgentScorer)
-        self._score.taken = []
-        out = super().__call__(engine)
-        records, self._score.taken = self._score.taken, []
-        found = {name.removeprefix("agents/"): value for name, value in loop_metrics(records).items()}
-        return {**out, **{f"evaluation/{name}": value for name, value in found.items() if name != "score"}}
+        self._score.take()
+        out, found = super().__call__(engine), self._score.take()
+        return {**out, **{name.replace("agents/", "evaluation/"): value for name, value in found.items()}}
 
 
 def train_agent(config: AgentRLConfig, run_dir: str | Path, *, resume: bool = False,

@@ -13,9 +13,9 @@ import numpy as np
 
 from jaxllm.cells.classification import clean_label
 from jaxllm.cells.decoding import BUCKET, AnswerConfig, CellModel
-from jaxllm.cells.examples import CellTaskConfig, TaskExamples, bounds
+from jaxllm.cells.examples import TaskExamples, bounds
 from jaxllm.cells.shards import Cells
-from jaxllm.config import ConfigError, check, nearest
+from jaxllm.config import check
 from jaxllm.models import ModelConfig, apply
 
 LABELS, TEXTS = AnswerConfig(max_tokens=32), AnswerConfig(max_tokens=128)
@@ -71,23 +71,16 @@ def describe(model: CellModel, cells: Cells, group: str, task: str = "cluster_ca
 
 def _as_learned(model: CellModel, task: str, said: Sequence[str]) -> list[str]:
     """Answers, those that are labels of the training cells as they were written there."""
-    fields = [part.field for part in model.data.template(_asked(model, task)).response]
+    fields = [part.field for part in model.data.template(model.task(task)).response]
     columns = [column for field, column in model.data.columns.items() if field in fields]
     learned = {text: label for column in columns for text, label in model.said_as(column).items()}
     return [learned.get(clean_label(text), text) for text in said]
 
 
-def _asked(model: CellModel, task: str) -> CellTaskConfig:
-    names = [t.template for t in model.data.tasks]
-    if task not in names:
-        raise ConfigError(f"task {task!r}: the model knows {', '.join(names)}; {nearest(task, names)}")
-    return model.data.tasks[names.index(task)]
-
-
 def _without_response(model: CellModel, cells: Cells, task: str, draws: str, group: str | None = None,
                       size: int | None = None) -> TaskExamples:
     """A task in its first wording over all cells, none of which needs an answer of its own."""
-    asked = _asked(model, task)
+    asked = model.task(task)
     template = model.data.template(asked)
     template = dataclasses.replace(template, prompts=template.prompts[:1], response=())
     shown = "sentence" if draws == "cell" else "sentences"

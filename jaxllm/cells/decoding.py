@@ -14,10 +14,11 @@ import numpy as np
 
 from jaxllm.cells.classification import clean_label
 from jaxllm.cells.config import CellsDataConfig
+from jaxllm.cells.examples import CellTaskConfig
 from jaxllm.cells.expression import Line, reconstruct_ranked
 from jaxllm.cells.train import ABOUT, TEMPLATES
 from jaxllm.cells.vocabulary import GeneTokens
-from jaxllm.config import ConfigError, build, check
+from jaxllm.config import ConfigError, build, check, nearest
 from jaxllm.data import load_tokenizer
 from jaxllm.diffusion import DecodeConfig, decode, pad_prompts
 from jaxllm.files import read_json
@@ -88,6 +89,17 @@ class CellModel:
                  seed: int, labels: Mapping[str, Sequence[str]], made_from: str | None = None) -> None:
         self.params, self.model, self.tokens, self.line, self.data = params, model, tokens, line, data
         self.seed, self.labels, self.made_from = seed, labels, made_from
+
+    def task(self, name: str) -> CellTaskConfig:
+        """The task of a template.
+
+        Raises:
+          ConfigError: the model was not trained on it.
+        """
+        known = [task.template for task in self.data.tasks]
+        if name not in known:
+            raise ConfigError(f"task {name!r}: the model knows {', '.join(known)}; {nearest(name, known)}")
+        return self.data.tasks[known.index(name)]
 
     @property
     def eos_id(self) -> int:

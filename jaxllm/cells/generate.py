@@ -54,9 +54,7 @@ def write_cells(model: CellModel, task: str, labels: Sequence[str], genes: int, 
     Raises:
       ConfigError: the task's response is no cell, or it asks for other fields than one label.
     """
-    asked = next((t for t in model.data.tasks if t.template == task), None)
-    if asked is None:
-        raise ConfigError(f"task {task!r}: {nearest(task, [t.template for t in model.data.tasks])}")
+    asked = model.task(task)
     template = model.data.template(asked)
     fields = {p.field for p in template.prompts[0] if p.field} - {"num_genes", "organism"}
     if [p.field for p in template.response if p.field] != ["sentence"] or not fields <= set(model.data.columns):

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from jaxllm.config import ConfigError, check, load, nearest, to_dict
+from jaxllm.config import ConfigError, check, load, to_dict
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,10 +34,6 @@ def run(args: argparse.Namespace) -> int:
 
     answers = load(AnswerConfig, None, args.overrides, to_dict(WRITTEN))
     model = open_cell_model(args.model)
-    templates = [t.template for t in model.data.tasks]
-    if args.task not in templates:
-        raise ConfigError(f"--task {args.task!r}: the model knows {', '.join(templates)}; "
-                          f"{nearest(args.task, templates)}")
     labels = args.label or [""]
     wanted = [label for label in labels for _ in range(args.count)]
     made = write_cells(model, args.task, wanted, args.genes, answers, args.organism)

@@ -43,9 +43,13 @@ class Scorer:
         self._prompts, self._guard, self._tokenizer, self._model = prompts, guard, tokenizer, model
         self._stops, self._lock = frozenset(stops), threading.Lock()
 
+    def scored(self, episode: Episode) -> list[int]:
+        """The tokens that are scored: the response."""
+        return episode.response
+
     def text(self, episode: Episode) -> str:
-        """The response without the token that ended it."""
-        response = episode.response
+        """What is scored, without the token that ended it."""
+        response = self.scored(episode)
         return self._tokenizer.decode(response[:-1] if response and response[-1] in self._stops else response)
 
     def __call__(self, groups: Sequence[Group]) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import base64
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import itertools
 import json
 import os
-import py_compile
 import shutil
 import signal
 import site
@@ -29,8 +27,21 @@ Status = Literal["ok", "failed", "killed", "timeout", "memory", "processes", "di
 KEEPER, WITHIN = Path(__file__).parent / "keeper", Path(__file__).parent / "within"
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/ld.so.cache", "/etc/alternatives")
 PROGRAM = "main.py"  # name of a program that is given as text
-PROBE = "print(6 * 7)"
-PROBE_LIMITS = Limits(wall_s=20.0, cpu_s=10.0)
+
+
+def _b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _request(argv: list[str] | None, files: Mapping[str, bytes], limits: Limits, stdin: bytes = b"",
+             wanted: Sequence[str] = ()) -> dict[str, Any]:
+    """A run as the keeper takes it, without its number; `PROGRAM` where there is no command."""
+    return {"argv": argv, "program": PROGRAM, "stdin": _b64(stdin), "wanted": list(wanted),
+            "files": {str(PurePosixPath(name)): _b64(content) for name, content in files.items()},
+            "limits": dataclasses.asdict(limits)}
+
+
+PROBE, PROBE_SAYS = _request(None, {PROGRAM: b"print(6 * 7)"}, Limits(wall_s=20.0, cpu_s=10.0)), "42\n"
 
 
 class SandboxError(ConfigError):
@@ -161,11 +172,9 @@ class Sandbox:
             argv = None
         else:
             check(len(program) > 0, "program", program, "needs a command")
-            argv = [self._python() if program[0] in ("python", "python3") else program[0], *program[1:]]
+            argv = [interpreter(self.config) if program[0] in ("python", "python3") else program[0], *program[1:]]
         text = stdin.encode() if isinstance(stdin, str) else stdin
-        request = {"argv": argv, "program": PROGRAM, "stdin": _b64(text), "wanted": list(wanted),
-                   "files": {str(PurePosixPath(name)): _b64(content) for name, content in put.items()},
-                   "limits": dataclasses.asdict(limits)}
+        request = _request(argv, put, limits, text, wanted)
         out: concurrent.futures.Future[Result] = concurrent.futures.Future()
         out.set_running_or_notify_cancel()
         self._send(request, functools.partial(self._answered, out))
@@ -180,7 +189,7 @@ class Sandbox:
 
         def probed(probe: dict[str, Any]) -> None:
             found = self._result(probe)
-            healthy = found.ok and found.stdout == "42\n"
+            healthy = found.ok and found.stdout == PROBE_SAYS
             if healthy or result.status == "sandbox_dead":
                 out.set_result(dataclasses.replace(result, healthy=healthy))
             else:
@@ -188,8 +197,7 @@ class Sandbox:
                                                    f"was {result.status}, after which no program runs: {found.error}"))
 
         try:
-            self._send({"argv": None, "program": PROGRAM, "stdin": "", "wanted": [], "files":
-                        {PROGRAM: _b64(PROBE.encode())}, "limits": dataclasses.asdict(PROBE_LIMITS)}, probed)
+            self._send(PROBE, probed)
         except SandboxError:
             out.set_result(dataclasses.replace(result, healthy=False))
 
@@ -221,9 +229,6 @@ class Sandbox:
                 self._keeper = _Keeper(keeper_settings(self.config, self.level))
             keeper = self._keeper
         keeper.send({"id": next(self._numbers), **request}, answer)
-
-    def _python(self) -> str:
-        return interpreter(self.config)
 
 
 class _Keeper:
@@ -302,10 +307,6 @@ class _Keeper:
         self._socket.close()
 
 
-def _b64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
 def interpreter(config: SandboxConfig) -> str:
     """The interpreter of programs, as the file that it is."""
     found = config.python or getattr(sys, "_base_executable", None) or sys.executable
@@ -338,8 +339,6 @@ def keeper_settings(config: SandboxConfig, level: Level) -> dict[str, Any]:
         check(os.path.exists(path), "sandbox.read", path, "no such file or directory")
         if not any(Path(path).is_relative_to(known) for known in read):
             read.append(path)
-    with contextlib.suppress(OSError):  # what every run imports is compiled once, where the directory can be written
-        py_compile.compile(str(WITHIN / "inside.py"), quiet=2)
     return {"level": level, "landlock": level == "landlock" or landlock_version() > 0, "bwrap": bubblewrap(),
             "python": python, "within": str(WITHIN), "packages": packages, "read": read,
             "path": f"{Path(python).parent}:/usr/bin:/bin", "workers": config.workers,
@@ -348,10 +347,9 @@ def keeper_settings(config: SandboxConfig, level: Level) -> dict[str, Any]:
 
 def landlock_version() -> int:
     """The kernel's Landlock ABI; 0 without."""
-    import ctypes
+    from jaxllm.sandbox.within import inside  # Linux only; imported here, it is also compiled for every run
 
-    libc = ctypes.CDLL(None, use_errno=True)
-    return max(int(libc.syscall(ctypes.c_long(444), None, ctypes.c_size_t(0), ctypes.c_uint32(1))), 0)
+    return inside.landlock_version()
 
 
 @functools.cache
@@ -373,8 +371,7 @@ def _try(level: Level) -> str | None:
     except (ConfigError, OSError) as error:
         return str(error)
     try:
-        keeper.send({"id": 0, "argv": None, "program": PROGRAM, "stdin": "", "wanted": [], "files":
-                     {PROGRAM: _b64(PROBE.encode())}, "limits": dataclasses.asdict(PROBE_LIMITS)}, answered.set_result)
+        keeper.send({"id": 0, **PROBE}, answered.set_result)
         message = answered.result(timeout=60)
     except TimeoutError:
         return "a first program did not end within a minute"
@@ -383,5 +380,5 @@ def _try(level: Level) -> str | None:
     if message.get("error"):
         return str(message["error"])
     said = base64.b64decode(message["stdout"]).decode(errors="replace")
-    return None if message["exit"] == 0 and said == "42\n" else \
+    return None if message["exit"] == 0 and said == PROBE_SAYS else \
         f"a first program ended with {message['exit']}: {base64.b64decode(message['stderr']).decode(errors='replace')}"

@@ -23,7 +23,6 @@ class Keeper:
 
     def __init__(self, channel, settings):
         self.channel, self.settings = channel, settings
-        settings["count"] = self.user_processes
         self.selector = selectors.DefaultSelector()
         self.idle, self.starting, self.running = collections.deque(), [], []
         self.queue = collections.deque()
@@ -102,7 +101,7 @@ class Keeper:
                 self.queue.appendleft(request)
                 continue
             try:
-                worker.give(request)
+                worker.give(request, self.user_processes())
             except OSError as error:
                 worker.request = request
                 worker.kill("dead")

@@ -85,12 +85,12 @@ class Worker:
                 "LC_ALL": "C.UTF-8", "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1",
                 "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
-    def give(self, request):
-        """Hand over a request; files first."""
+    def give(self, request, others):
+        """Hand over a request, files first; `others` are processes that the user's limit counts beside its own."""
         self.request, self.begun = request, time.monotonic()
         put_files(self.directory, request["files"])
         limits = request["limits"]
-        counted = {**limits, "user_processes": self.settings["count"]() + limits["processes"]}
+        counted = {**limits, "user_processes": others + limits["processes"]}
         sent = marshal.dumps({"argv": request["argv"], "program": request["program"], "limits": counted}, FORMAT)
         self.waiting = b"%010d" % len(sent) + sent + base64.b64decode(request["stdin"])
 
