@@ -78,13 +78,29 @@ class Backend(Protocol):
         ...
 
 
-class Scripted:
+class _Messages:
+    """Conversations held as lists of messages, each the first of what is kept of one."""
+
+    def __init__(self) -> None:
+        self._open: dict[Any, tuple[Any, ...]] = {}
+
+    def answer(self, id: Any, records: Sequence[CallRecord]) -> bool:
+        """Put results into it."""
+        self._open[id][0].extend(result_messages(records))
+        return True
+
+    def close(self, id: Any) -> list[dict[str, Any]]:
+        """End a conversation; its messages."""
+        return self._open.pop(id)[0]
+
+
+class Scripted(_Messages):
     """A model whose turns are a function of the conversation: for tests, demonstrations and lower bounds."""
 
     def __init__(self, script: Callable[[Sequence[Mapping[str, Any]], int], str]) -> None:
         """`script(messages, seed)` gives the next turn's text."""
+        super().__init__()
         self._script = script
-        self._open: dict[Any, tuple[list[dict[str, Any]], Mapping[str, Any], int]] = {}
         self._asked: collections.deque[Any] = collections.deque()
 
     def open(self, id: Any, session: Session, tools: Toolset, seed: int) -> None:
@@ -94,11 +110,6 @@ class Scripted:
     def submit(self, id: Any) -> None:
         """Ask for its next turn."""
         self._asked.append(id)
-
-    def answer(self, id: Any, records: Sequence[CallRecord]) -> bool:
-        """Put results into it."""
-        self._open[id][0].extend(result_messages(records))
-        return True
 
     def poll(self, wait_s: float) -> list[tuple[Any, Said | Failed]]:
         """All that were asked for."""
@@ -110,10 +121,6 @@ class Scripted:
             messages.append({"role": "assistant", "content": text})
             out.append((id, Said(text, tuple(parse_calls(text, schemas)))))
         return out
-
-    def close(self, id: Any) -> list[dict[str, Any]]:
-        """End a conversation; its messages."""
-        return self._open.pop(id)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +161,7 @@ class EndpointConfig:
         check(self.timeout_s > 0, "endpoint.timeout_s", self.timeout_s, "must be positive")
 
 
-class Endpoint:
+class Endpoint(_Messages):
     """Turns from a server, by HTTP."""
 
     RETRIED = (408, 409, 429)
@@ -163,12 +170,12 @@ class Endpoint:
         """Nothing is asked yet."""
         import httpx2
 
+        super().__init__()
         self.config = config
         key = os.environ.get(config.key_variable)
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._client = httpx2.Client(timeout=config.timeout_s, headers=headers)
         self._pool = concurrent.futures.ThreadPoolExecutor(config.workers, "endpoint")
-        self._open: dict[Any, tuple[list[dict[str, Any]], list[dict[str, Any]], Mapping[str, Any], int]] = {}
         self._asked: dict[concurrent.futures.Future[Said | Failed], Any] = {}
 
     def open(self, id: Any, session: Session, tools: Toolset, seed: int) -> None:
@@ -186,19 +193,10 @@ class Endpoint:
         """Ask for its next turn."""
         self._asked[self._pool.submit(self._ask, *self._open[id])] = id
 
-    def answer(self, id: Any, records: Sequence[CallRecord]) -> bool:
-        """Put results into it."""
-        self._open[id][0].extend(result_messages(records))
-        return True
-
     def poll(self, wait_s: float) -> list[tuple[Any, Said | Failed]]:
         """Turns that came."""
         done, _ = concurrent.futures.wait(self._asked, wait_s, concurrent.futures.FIRST_COMPLETED)
         return [(self._asked.pop(future), future.result()) for future in done]
-
-    def close(self, id: Any) -> list[dict[str, Any]]:
-        """End a conversation; its messages."""
-        return self._open.pop(id)[0]
 
     def shut(self) -> None:
         """End all requests."""
