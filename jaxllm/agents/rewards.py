@@ -27,15 +27,18 @@ class ToolRewardConfig:
       form: `code` or `paper`, as the module says; `outcome` for the answer alone (GRPO-T's).
       per_call: what a round of tools earns.
       cap: most that a wrong answer gets.
+      price: taken off a right answer for each round, so that what is right without tools is better so.
     """
 
     form: Literal["code", "paper", "outcome"] = "code"
     per_call: float = 0.1
     cap: float = -0.6
+    price: float = 0.0
 
     def __post_init__(self) -> None:
         check(self.form in ("code", "paper", "outcome"), "tool_reward.form", self.form, "use code, paper or outcome")
         check(self.per_call >= 0, "tool_reward.per_call", self.per_call, "must not be negative")
+        check(0 <= self.price < 1, "tool_reward.price", self.price, "must lie in [0, 1)")
         check(-1 <= self.cap < 1, "tool_reward.cap", self.cap, "must lie in [-1, 1)")
 
 
@@ -51,10 +54,12 @@ def tool_rewards(right: ArrayLike, rounds: ArrayLike, config: ToolRewardConfig) 
     passed, n = np.asarray(right, np.float64), np.asarray(rounds, np.float64)
     earned = config.per_call * n
     if config.form == "outcome":
-        out = np.where(passed == 1, 1.0, -1.0)
+        right_one, wrong = np.ones_like(n), np.full_like(n, -1.0)
     else:
+        right_one = 1 + earned if config.form == "paper" else np.ones_like(n)
         wrong = np.minimum(config.cap, -1 + earned)
-        out = np.where(passed == 1, 1 + earned if config.form == "paper" else 1.0, wrong)
+    # However many rounds, right is worth more than wrong.
+    out = np.where(passed == 1, np.maximum(right_one - config.price * n, wrong), wrong)
     return np.where(np.isnan(passed), np.nan, out).astype(np.float32)
 
 

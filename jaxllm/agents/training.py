@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from jaxllm.agents.environment import Problem
 from jaxllm.agents.interpreter import calculator_tool, python_tool
 from jaxllm.agents.loop import AgentLoop, EpisodeRecord, LoopConfig, loop_metrics
 from jaxllm.agents.policy import ChatFormat, EngineBackend, TurnLimits
-from jaxllm.agents.rewards import ToolRewardConfig, tool_rewards
+from jaxllm.agents.rewards import Curation, ToolRewardConfig, curate, tool_rewards
 from jaxllm.agents.tools import Tool, ToolLimits
 from jaxllm.agents.workspace import Corpus, search_tool
 from jaxllm.config import ConfigError, check
@@ -29,6 +30,7 @@ from jaxllm.rl.generator import Sampler, Scorer
 from jaxllm.rl.groups import Group
 from jaxllm.rl.prompts import Prompt, Prompts
 from jaxllm.rl.rollout import RolloutConfig
+from jaxllm.rl.run import open_evaluation
 from jaxllm.sandbox import Sandbox, SandboxConfig
 from jaxllm.training import TrainState, train
 
@@ -310,6 +312,7 @@ class AgentEvaluation(Evaluation):
     def __init__(self, run: RLConfig, config: EvaluationConfig, tokenizer: Tokenizer, equipment: Equipment) -> None:
         """As `Evaluation`."""
         self._equipment = equipment
+        self._used: dict[str, float] = {}  # metrics of the sampled episodes
         super().__init__(run, config, tokenizer)
 
     def new_prompts(self, config: EvaluationConfig, tokenizer: Tokenizer, room: int) -> Prompts:
@@ -327,10 +330,16 @@ class AgentEvaluation(Evaluation):
 
     def __call__(self, engine: Engine) -> dict[str, float]:
         """Also calls an episode, and the share of them that worked."""
+        out = super().__call__(engine)
+        return {**out, **{name.replace("agents/", "evaluation/"): value for name, value in self._used.items()}}
+
+    def _run(self, engine: Engine, config: RolloutConfig) -> tuple[list[Episode], np.ndarray]:
         assert isinstance(self._score, AgentScorer)
         self._score.take()
-        out, found = super().__call__(engine), self._score.take()
-        return {**out, **{name.replace("agents/", "evaluation/"): value for name, value in found.items()}}
+        found = super()._run(engine, config)
+        if config is self._sampled:  # the likeliest tokens are not told of apart
+            self._used = self._score.take()
+        return found
 
 
 def train_agent(config: AgentRLConfig, run_dir: str | Path, *, resume: bool = False,
@@ -344,3 +353,34 @@ def train_agent(config: AgentRLConfig, run_dir: str | Path, *, resume: bool = Fa
     return train(config, rl_objective(config), run_dir, make_feed=functools.partial(AgentFeed, run_dir=Path(run_dir)),
                  resume=resume, log=log, on_step=on_step)
 
+
+
+@contextlib.contextmanager
+def open_agent_evaluation(config: AgentRLConfig) -> Iterator[tuple[Evaluation, Engine]]:
+    """As `jaxllm.rl.open_evaluation`, with tools."""
+    with contextlib.ExitStack() as stack:
+        def make(run: RLConfig, evaluation: EvaluationConfig, tokenizer: Tokenizer) -> Evaluation:
+            assert run.model.eos_id is not None
+            equipment = Equipment(config.agent, tokenizer, run.model.eos_id, run.tokenizer or run.init_from)
+            stack.callback(equipment.close)
+            return AgentEvaluation(run, evaluation, tokenizer, equipment)
+
+        yield stack.enter_context(open_evaluation(config, make))
+
+
+def measure_agent(config: AgentRLConfig) -> dict[str, float]:
+    """Metrics `evaluation/...` of the model that `config` starts from, as `jaxllm.rl.measure_policy`."""
+    with open_agent_evaluation(config) as (evaluation, engine):
+        return evaluation(engine)
+
+
+def curate_prompts(config: AgentRLConfig, samples: int = 8) -> tuple[Curation, np.ndarray]:
+    """Which prompts of `config` its model neither never nor always solves (arXiv 2510.11701: 8 samples after SFT).
+
+    Returns:
+      The curation, and of every sample `[prompts, samples]` whether it was right; NaN for those without a score.
+    """
+    asked = EvaluationConfig(prompts=config.prompts, samples=samples, temperature=config.rollout.temperature)
+    with open_agent_evaluation(dataclasses.replace(config, evaluation=asked)) as (evaluation, engine):
+        passed = evaluation.passed(engine)
+    return curate(passed), passed

@@ -36,6 +36,7 @@ class StudyConfig:
       overrides: `key=value` words for every part on `config`, and for measuring.
       seeds: of every arm; they set the parts' `seed`.
       baseline: arm that the others are compared with, seed by seed.
+      columns: of the table, names of `evaluation/...` metrics; all of them are kept with the cells.
     """
 
     config: str
@@ -44,15 +45,13 @@ class StudyConfig:
     overrides: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     baseline: str | None = None
+    columns: tuple[str, ...] = ("pass_rate", "greedy", "truncated", "tool_share", "interrupted", "response_length")
 
     def __post_init__(self) -> None:
         check(len(self.arms) > 0, "arms", self.arms, "needs at least one")
         check(len(self.seeds) > 0, "seeds", self.seeds, "needs at least one")
         check(self.baseline is None or self.baseline in self.arms, "baseline", self.baseline,
               nearest(str(self.baseline), self.arms))
-
-
-METRICS = ("pass_rate", "greedy", "truncated", "tool_share", "interrupted", "response_length")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         return _cell(study, arm, seed, work, out)
 
     records = run_study(name, arms, study.seeds, measure, out, deadline_s=args.deadline)
-    found = {metric: summarize(records, metric) for metric in ("before", *METRICS, "train_seconds")}
+    found = {metric: summarize(records, metric) for metric in ("before", *study.columns, "train_seconds")}
     if study.baseline is not None:
         found["difference"] = _differences(records, study.baseline)
     shown = [m for m, by_arm in found.items() if by_arm]
@@ -134,6 +133,9 @@ def _cell(study: StudyConfig, arm: str, seed: int, work: Path, out: Path) -> dic
         lines = read_jsonl(log)
         lag = max((line["step"] - 1 - low for line in lines for low, _ in line["versions"]), default=0)
         after["lag_max"] = lag
+    entropy = [r["rl/entropy"] for r in records if "rl/entropy" in r][-5:]
+    if entropy:  # of the last steps: whether there is anything left to try
+        after["entropy"] = sum(entropy) / len(entropy)
     return {**({} if before is None else {"before": before["pass_rate"]}), **after, "train_seconds": round(seconds, 1)}
 
 
@@ -141,6 +143,7 @@ def _train(study: StudyConfig, part: Part, start: Path | None, seed: int, where:
     """Train one part; its metrics. What a killed study left half done is made anew."""
     from jaxllm.cli.train import open_config
     from jaxllm.files import read_jsonl
+    from jaxllm.agents.training import AgentRLConfig, train_agent
     from jaxllm.rl import RLConfig, train_policy
     from jaxllm.training import train
 
@@ -148,7 +151,9 @@ def _train(study: StudyConfig, part: Part, start: Path | None, seed: int, where:
     overrides = [*(study.overrides if part.config is None else ()), f"seed={seed}",
                  *([] if start is None else [f"init_from={start}"]), *part.overrides]  # a part may start elsewhere
     config, objective = open_config(part.config or study.config, overrides)
-    if isinstance(config, RLConfig):
+    if isinstance(config, AgentRLConfig):
+        train_agent(config, where, log=_quiet)
+    elif isinstance(config, RLConfig):
         train_policy(config, where, log=_quiet)
     else:
         train(config, objective, where, log=_quiet)
@@ -158,12 +163,13 @@ def _train(study: StudyConfig, part: Part, start: Path | None, seed: int, where:
 def _worth(study: StudyConfig, model: Path | None, seed: int) -> dict[str, float]:
     """The evaluation of the study's config on a model."""
     from jaxllm.cli.train import open_config
+    from jaxllm.agents.training import AgentRLConfig, measure_agent
     from jaxllm.rl import measure_policy
 
     config, _ = open_config(study.config, [*study.overrides, f"seed={seed}",
                                            *([] if model is None else [f"init_from={model}"])])
-    found = measure_policy(config)
-    return {name: found[f"evaluation/{name}"] for name in METRICS if f"evaluation/{name}" in found}
+    found = measure_agent(config) if isinstance(config, AgentRLConfig) else measure_policy(config)
+    return {name.removeprefix("evaluation/"): value for name, value in found.items()}
 
 
 def _quiet(text: str) -> None:

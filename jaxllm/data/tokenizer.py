@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from jaxllm.config import ConfigError, check
 from jaxllm.files import read_json
@@ -100,3 +100,16 @@ def special_id(tokenizer: Tokenizer, token: str) -> int:
     if found is None:
         raise ConfigError(f"tokenizer: vocabulary lacks the special token {token!r}")
     return found
+
+
+def character_tokenizer(words: Sequence[str]) -> Tokenizer:
+    """One for small models: `words`, a token each, then the printable characters of ASCII.
+
+    Others become `words[0]`. What it decodes is what was encoded.
+    """
+    vocabulary = {word: i for i, word in enumerate([*words, *map(chr, range(32, 127))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=words[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_tokens([AddedToken(word, normalized=False) for word in words])
+    return tokenizer

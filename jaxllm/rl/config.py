@@ -116,7 +116,8 @@ class RewardConfig:
     r"""How samples are scored.
 
     Attributes:
-      name: `task` (its own scorer), `exact`, `regex`, `math` (math-verify), or `package.module:Class`.
+      name: `task` (its own scorer), `exact`, `regex`, `math` (math-verify), `code` (tests in a sandbox), or
+        `package.module:Class`.
       settings: of the named one, such as `{pattern: 'Answer: (?P<answer>.*)'}`.
       wrong, right: what scores of 0 and 1 become.
       pass_score: least score that counts as a pass, in pass rates.
@@ -211,6 +212,7 @@ class EvaluationConfig:
       samples: of each, for `evaluation/pass_rate` (mean@samples) and `evaluation/pass_at_n`.
       greedy: also take the likeliest tokens once.
       temperature, top_p: of the samples.
+      by: field of the records by whose values the rates are told apart too, as `evaluation/VALUE/pass_rate`.
     """
 
     prompts: PromptsConfig
@@ -218,6 +220,7 @@ class EvaluationConfig:
     greedy: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
+    by: str | None = None
 
     def __post_init__(self) -> None:
         check(self.samples >= 1, "evaluation.samples", self.samples, "must be at least 1")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from tokenizers import Tokenizer
 
+from jaxllm.config import check, nearest
 from jaxllm.generation import Engine, EngineConfig, Sampling
 from jaxllm.generation.episode import Episode
 from jaxllm.rl.config import EvaluationConfig, RLConfig
@@ -39,6 +40,9 @@ class Evaluation:
         self._sampled = dataclasses.replace(base, samples=config.samples, measure=True,
                                             sampling=Sampling(config.temperature, top_p=config.top_p))
         self._greedy = dataclasses.replace(base, samples=1, measure=True, sampling=Sampling(0.0))
+        self._kinds: list[str] | None = None
+        if config.by is not None:
+            self._kinds = [self._kind(i, config.by) for i in range(len(self.prompts))]
         self._guard = RewardGuard(make_verifier(run.reward, self._prompts), run.reward.guard)
         self._score = self.new_scorer(tokenizer, [int(run.model.eos_id)])  # type: ignore[arg-type]
         self._pass_score = run.reward.pass_score
@@ -63,8 +67,8 @@ class Evaluation:
         `pass_rate` is the mean over all samples, `pass_rate_error` its standard error with prompts as the units,
         `pass_at_n` the share of prompts with a right sample.
         """
-        episodes, passed = self._run(engine, self._sampled)
-        passed = passed[~np.isnan(passed).all(axis=1)]  # prompts on which the reward failed throughout say nothing
+        episodes, found = self._run(engine, self._sampled)
+        passed = found[~np.isnan(found).all(axis=1)]  # prompts on which the reward failed throughout say nothing
         rates = np.nanmean(passed, axis=1)
         out = {"evaluation/pass_rate": float(np.nanmean(rates)),
                "evaluation/pass_rate_error": float(np.nanstd(rates) / np.sqrt(len(rates))),
@@ -75,14 +79,32 @@ class Evaluation:
         if self._sampled.thinking is not None:
             out["evaluation/interrupted"] = float(np.mean([e.interrupted for e in episodes]))
         if self._sampled.pauses:  # an environment had the word
-            out["evaluation/tool_share"] = float(np.mean([not all(e.sampled[e.prompt_length:]) for e in episodes]))
-        if self._config.greedy:
-            out["evaluation/greedy"] = float(np.nanmean(self._run(engine, self._greedy)[1]))
+            out["evaluation/tool_share"] = float(np.mean([_put_in(e) for e in episodes]))
+        greedy = self._run(engine, self._greedy)[1] if self._config.greedy else None
+        if greedy is not None:
+            out["evaluation/greedy"] = float(np.nanmean(greedy))
+        for kind in sorted(set(self._kinds or ())):
+            mine = np.array(self._kinds) == kind
+            used = np.reshape([_put_in(e) for e in episodes], found.shape)
+            out |= {f"evaluation/{kind}/pass_rate": float(np.nanmean(found[mine])),
+                    f"evaluation/{kind}/tool_share": float(np.mean(used[mine]))}
+            if greedy is not None:
+                out[f"evaluation/{kind}/greedy"] = float(np.nanmean(greedy[mine]))
         return out
+
+    def passed(self, engine: Engine) -> np.ndarray:
+        """Whether each sample of each prompt was right, `[prompts, samples]` of 1 and 0; NaN where the reward failed."""
+        return self._run(engine, self._sampled)[1]
 
     def close(self) -> None:
         """End the processes of the rewards."""
         self._guard.close()
+
+    def _kind(self, index: int, field: str) -> str:
+        prompt = self.prompts[index]
+        check(field in prompt.entry, "evaluation.by", field, f"{prompt.name} has no such field; "
+              f"{nearest(field, prompt.entry)}")
+        return str(prompt.entry[field])
 
     def _run(self, engine: Engine, config: RolloutConfig) -> tuple[list[Episode], np.ndarray]:
         """All episodes, and for each prompt's samples `[E, n]` 1 or 0, NaN where the reward failed."""
@@ -98,3 +120,8 @@ class Evaluation:
         self._score(groups)
         scores = np.stack([g.scores for g in groups])  # type: ignore[arg-type]
         return [e for g in groups for e in g.episodes], np.where(np.isnan(scores), np.nan, scores >= self._pass_score)
+
+
+def _put_in(episode: Episode) -> bool:
+    """Whether an environment or a tool had the word."""
+    return not all(episode.sampled[episode.prompt_length:])

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+from tokenizers import Tokenizer
 
 from jaxllm.checkpoint import load_pretrained
 from jaxllm.config import ConfigError
 from jaxllm.data import load_tokenizer
 from jaxllm.generation import Engine
 from jaxllm.parallel import make_mesh
-from jaxllm.rl.config import RLConfig
+from jaxllm.rl.config import EvaluationConfig, RLConfig
 from jaxllm.rl.evaluation import Evaluation, engine_config
 from jaxllm.rl.feed import RLFeed, rl_objective
 from jaxllm.training import TrainState, train
@@ -34,8 +36,14 @@ def train_policy(config: RLConfig, run_dir: str | Path, *, resume: bool = False,
                  resume=resume, log=log, on_step=on_step)
 
 
-def measure_policy(config: RLConfig) -> dict[str, float]:
-    """The evaluation of `config` on the model it starts from: metrics `evaluation/...`.
+@contextlib.contextmanager
+def open_evaluation(config: RLConfig, make: Callable[[RLConfig, EvaluationConfig, Tokenizer], Evaluation] = Evaluation
+                    ) -> Iterator[tuple[Evaluation, Engine]]:
+    """The evaluation of `config`, and an engine with the model it starts from.
+
+    Args:
+      config: of the run.
+      make: the evaluation, for another way of sampling.
 
     Raises:
       ConfigError: the config has no evaluation, or no model to start from.
@@ -43,11 +51,17 @@ def measure_policy(config: RLConfig) -> dict[str, float]:
     if config.evaluation is None or config.init_from is None:
         raise ConfigError("measuring a policy needs evaluation and init_from in the config")
     tokenizer = load_tokenizer(config.tokenizer or config.init_from)
-    evaluation = Evaluation(config, config.evaluation, tokenizer)
+    evaluation = make(config, config.evaluation, tokenizer)
     mesh = make_mesh(devices=jax.devices()[:1])
     params, _ = load_pretrained(config.init_from, mesh=mesh, dtype=config.model.weight_dtype)
     engine = Engine(params, config.model, engine_config(config, evaluation.prompts))
     try:
-        return evaluation(engine)
+        yield evaluation, engine
     finally:
         evaluation.close()
+
+
+def measure_policy(config: RLConfig) -> dict[str, float]:
+    """Metrics `evaluation/...` of the model that `config` starts from; errors as `open_evaluation`."""
+    with open_evaluation(config) as (evaluation, engine):
+        return evaluation(engine)

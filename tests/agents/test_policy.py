@@ -10,8 +10,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 
 from jaxllm.agents import AgentLoop, ChatFormat, EngineBackend, LoopConfig, Problem, TurnLimits, calculator_tool
 from jaxllm.agents.calls import write_call
+from jaxllm.agents.trajectories import conversation, conversations
 from jaxllm.config import ConfigError
-from jaxllm.data.chat import ChatTemplate, render_prompt
+from jaxllm.data.chat import ChatTemplate, encode_chat, render_prompt
 from jaxllm.generation import Completion, Engine, EngineConfig, Sampling
 from jaxllm.rl.losses import LossConfig, policy_loss
 from jaxllm.rl.rollout import make_batch
@@ -116,6 +117,22 @@ def test_rendering_an_episode_anew_gives_its_tokens(form):
         assert form.tokenizer.decode(drawn, skip_special_tokens=False) == "".join(said)
         assert all((p != 0) == bool(s) for p, s in zip(episode.logprobs, episode.sampled, strict=True))
         assert record.turns[0].tokens + record.turns[1].tokens == sum(episode.sampled)
+
+
+def test_a_trajectory_is_learned_as_it_was_drawn(form):
+    """Supervised training sees the tokens that were drawn and learns those alone."""
+    tools = [calculator_tool().description_for_model]
+    for record in play(form, twice):
+        messages = [{"role": "system", "content": "Compute."}, {"role": "user", "content": f"{record.id} + 1000"}]
+        (found,) = conversations({record.id: messages}, [record.to_dict()], tools=tools)
+        ids, learned = encode_chat(form.tokenizer, form.template, found["messages"], found["tools"])
+        n = len(record.kept.tokens)  # behind them there is the template's line end
+        assert ids[:n] == record.kept.tokens and len(ids) == n + 1
+        assert learned.tolist() == [int(mine) for mine in record.kept.sampled] + [0]
+        assert conversations({record.id: messages}, [record.to_dict()], least=1.5) == []
+    apart = {**record.to_dict(), "turns": [{**record.to_dict()["turns"][0], "text": ""}]}
+    with pytest.raises(ConfigError, match="turn 0: its call of 'calculator' is not in its text"):
+        conversation(messages, apart)
 
 
 def test_limits_of_tokens(form):

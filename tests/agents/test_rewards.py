@@ -27,6 +27,14 @@ def test_tool_rewards(form):
     assert np.isnan(tool_rewards([np.nan, 1.0], [2, 2], ToolRewardConfig(form))).tolist() == [True, False]
 
 
+@pytest.mark.parametrize("form", ["code", "paper", "outcome"])
+def test_a_price_is_for_right_answers_and_never_makes_one_worse_than_a_wrong_one(form):
+    for rounds in range(12):
+        right, wrong = tool_rewards([1, 0], [rounds, rounds], ToolRewardConfig(form, price=0.3))
+        assert wrong == pytest.approx(naive(form, 0, rounds))
+        assert right == pytest.approx(max(naive(form, 1, rounds) - 0.3 * rounds, wrong))
+
+
 def test_the_released_codes_turns():
     """score = min(-0.6, score + (num_turns - 2) / 2 * 0.1), of a wrong answer; a question and its answer are two."""
     for num_turns in range(2, 34, 2):

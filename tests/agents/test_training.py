@@ -50,6 +50,38 @@ def train(place, directory, resume=False, **changes):
     return train_agent(configured(place, **changes), directory, resume=resume, log=lambda text: None)
 
 
+def test_a_model_is_measured_by_kinds_of_problem(place, tmp_path):
+    """Against a count over the episodes that the evaluation samples."""
+    changes = dict(steps=1, export=True)
+    train(place, tmp_path, **changes)
+    by_kind = tmp_path / "kinds.jsonl"
+    by_kind.write_text("".join(json.dumps({"prompt": f"double {a}", "answer": str(2 * a), "size": "low" if a < 3 else
+                                           "high"}) + "\n" for a in range(1, 5)))
+    evaluation = {"prompts": {"path": str(by_kind)}, "samples": 3, "by": "size", "greedy": True}
+    config = configured(place, init_from=str(tmp_path / "model"), evaluation=evaluation, **changes)
+    found, sampled = {}, []
+
+    class Counted(training.AgentEvaluation):
+        def _run(self, engine, rollout):
+            sampled.append(super()._run(engine, rollout))
+            return sampled[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "AgentEvaluation", Counted)
+        found = training.measure_agent(config)
+    (episodes, passed), (_, greedy) = sampled
+    assert passed.shape == (4, 3) and len(episodes) == 12
+    assert found["evaluation/turns"] == pytest.approx(np.mean([rounds_of(e) + 1 for e in episodes]))
+    for kind, rows in (("low", [0, 1]), ("high", [2, 3])):
+        assert found[f"evaluation/{kind}/pass_rate"] == passed[rows].mean()
+        assert found[f"evaluation/{kind}/greedy"] == greedy[rows].mean()
+        used = [rounds_of(episodes[3 * row + sample]) > 0 for row in rows for sample in range(3)]
+        assert found[f"evaluation/{kind}/tool_share"] == np.mean(used)
+    with pytest.raises(ConfigError, match="evaluation.by='sise'.*size"):
+        training.measure_agent(configured(place, init_from=str(tmp_path / "model"),
+                                          evaluation={**evaluation, "by": "sise"}, **changes))
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_a_run_and_a_resumed_one(place, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from jaxllm.config import ConfigError
-from jaxllm.data import load_tokenizer
+from jaxllm.data import character_tokenizer, load_tokenizer
 
 TEXTS = ["Hello, world! It's 2024's\n\n  third   test: naïve café  ", "<|mask|>x<|im_end|>",
          "def f(x):\n\treturn x+12\n", "Cafe\u0301 \u4f60\u597d  end "]
@@ -56,6 +56,15 @@ def test_errors_name_the_file(slow, tmp_path):
     (slow / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match="not a tokenizer.json"):
         load_tokenizer(slow)
+
+
+def test_characters_and_words_come_back_as_they_were():
+    tokenizer = character_tokenizer(["<pad>", "<end>", '{"name": "'])
+    text = '12 * 3<end>{"name": "x"} ~'
+    ids = tokenizer.encode(text).ids
+    assert tokenizer.decode(ids, skip_special_tokens=False) == text
+    assert len(ids) == 6 + 1 + 1 + len('x"} ~') and max(ids) < tokenizer.get_vocab_size() == 3 + 95
+    assert tokenizer.encode("é").ids == [0]
 
 
 def test_a_vocabulary_must_fit_the_models():

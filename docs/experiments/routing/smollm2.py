@@ -28,11 +28,11 @@ GENERATORS: dict[str, tuple[str, dict[str, Any]]] = {
     "sequences": ("number_sequence", {}),
     "syllogisms": ("syllogism", {})}
 # family of the config -> generator, problems
-FAMILIES = {"sums": ("sums", 80), "products": ("products", 60), "sums_test": ("sums", 60),
-            "products_test": ("products", 60), "letters": ("letters", 40), "sequences": ("sequences", 40),
-            "syllogisms": ("syllogisms", 40)}
+FAMILIES = {"sums": ("sums", 60), "products": ("products", 40), "sums_test": ("sums", 50),
+            "products_test": ("products", 50), "letters": ("letters", 32), "sequences": ("sequences", 32),
+            "syllogisms": ("syllogisms", 32)}
 # Searching for the oracle's routes costs as much as searching for training.
-EVALUATION = EvaluateConfig(random_draws=3, static_candidates=12, oracle_problems=16)
+EVALUATION = EvaluateConfig(random_draws=3, static_candidates=12, oracle_problems=12)
 
 
 def write_problems(directory: Path, seed: int) -> None:
