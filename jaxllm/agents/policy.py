@@ -13,7 +13,7 @@ from jaxllm.agents.calls import parse_calls
 from jaxllm.agents.environment import Session
 from jaxllm.agents.tools import CallRecord, Toolset
 from jaxllm.config import check
-from jaxllm.data.chat import ChatTemplate, render_prompt
+from jaxllm.data.chat import ChatError, ChatTemplate, render_prompt
 from jaxllm.generation import Engine, Request, Sampling
 from jaxllm.generation.episode import Episode
 
@@ -23,15 +23,20 @@ MARK = "\u2063mark\u2063"  # stands for a turn where the text behind it is wante
 class ChatFormat:
     """Conversations as tokens, by a chat template that knows tools (Hermes, Qwen) and an end-of-turn token."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, end_id: int) -> None:
-        """Look whether the template can say what comes after a turn.
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate, end_id: int, *, tools: bool = True) -> None:
+        """Look whether the template can say what comes after a turn; without `tools` nothing ever does.
 
         Raises:
           ConfigError: it renders what comes after a turn without that turn, or not the end-of-turn token behind it.
         """
         self.tokenizer, self.template, self.end_id = tokenizer, template, end_id
         self.end = tokenizer.id_to_token(end_id) or ""
-        behind = self._behind([{"role": "tool", "name": "x", "content": "y"}])
+        if not tools:
+            return
+        try:
+            behind = self._behind([{"role": "tool", "name": "x", "content": "y"}])
+        except ChatError:
+            behind = None
         check(behind is not None and "y" in behind, "chat_template", "no tool turns",
               f"does not render a tool's result behind an assistant's turn that ends with {self.end!r}")
 
@@ -127,7 +132,10 @@ class EngineBackend:
         for completion in [] if self.engine.idle else self.engine.step():
             episode, schemas, _ = self._open[completion.id]
             episode.add(completion)
-            text = self.form.text(completion.tokens.tolist())
+            tokens = completion.tokens.tolist()
+            if tokens and tokens[-1] in self.engine.config.stop_ids:
+                tokens.pop()
+            text = self.form.text(tokens)
             calls = tuple(parse_calls(text, schemas)) if completion.reason == "stop" else ()
             out.append((completion.id, Said(text, calls, completion.reason, len(completion.tokens))))
         return out

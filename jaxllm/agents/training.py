@@ -62,7 +62,7 @@ class AgentSettings:
     chat_template: str | None = None
     turns: int = 16
     turn_tokens: int = 4096
-    limits: ToolLimits = ToolLimits()
+    limits: ToolLimits = ToolLimits(timeout_s=60.0)  # longer than calls may wait for a worker of the sandbox
     sandbox: SandboxConfig = SandboxConfig()
     reward: ToolRewardConfig = ToolRewardConfig()
     workers: int = 8

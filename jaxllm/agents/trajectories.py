@@ -24,8 +24,8 @@ def conversation(messages: Sequence[Mapping[str, Any]], episode: Mapping[str, An
     for number, turn in enumerate(episode["turns"]):
         for call in turn["calls"]:
             if call["text"] not in turn["text"]:
-                raise ConfigError(f"episode {episode['id']!r}, turn {number}: its call of {call['name']!r} is not in its "
-                                  "text; such an endpoint reports calls apart, and its turns cannot be imitated as text")
+                raise ConfigError(f"episode {episode['id']!r}, turn {number}: its call of {call['name']!r} is not in "
+                                  "its text; such an endpoint reports calls apart, and its turns cannot be imitated")
         out.append({"role": "assistant", "content": turn["text"]})
         out += [{"role": "tool", "name": call["name"], "content": call["result"]} for call in turn["calls"]]
     return {"messages": out, "tools": [dict(t) for t in tools]} if tools else {"messages": out}

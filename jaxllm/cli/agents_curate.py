@@ -8,7 +8,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the action."""
-    parser.add_argument("config", help="YAML file of agentic RL, whose prompts come from a file; init_from is the model")
+    parser.add_argument("config", help="YAML file of agentic RL with prompts.path; init_from is the model")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="JSONL of the prompts that are kept, "
                         "each with its pass_rate")
     parser.add_argument("--samples", type=int, default=8, help="of each prompt (%(default)s)")

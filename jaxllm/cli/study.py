@@ -141,9 +141,9 @@ def _cell(study: StudyConfig, arm: str, seed: int, work: Path, out: Path) -> dic
 
 def _train(study: StudyConfig, part: Part, start: Path | None, seed: int, where: Path) -> list[dict[str, Any]]:
     """Train one part; its metrics. What a killed study left half done is made anew."""
+    from jaxllm.agents.training import AgentRLConfig, train_agent
     from jaxllm.cli.train import open_config
     from jaxllm.files import read_jsonl
-    from jaxllm.agents.training import AgentRLConfig, train_agent
     from jaxllm.rl import RLConfig, train_policy
     from jaxllm.training import train
 
@@ -162,8 +162,8 @@ def _train(study: StudyConfig, part: Part, start: Path | None, seed: int, where:
 
 def _worth(study: StudyConfig, model: Path | None, seed: int) -> dict[str, float]:
     """The evaluation of the study's config on a model."""
-    from jaxllm.cli.train import open_config
     from jaxllm.agents.training import AgentRLConfig, measure_agent
+    from jaxllm.cli.train import open_config
     from jaxllm.rl import measure_policy
 
     config, _ = open_config(study.config, [*study.overrides, f"seed={seed}",

@@ -7,7 +7,7 @@ Entry points: `LossConfig`, `assemble` (host: rewards to an `RLBatch`), `rl_loss
 `RLConfig` and `train_policy` are a whole run, `Groups` and `Generator` its pipeline. `Rollouts` drives the generation
 engine, `make_batch` turns its episodes into rows, `Curriculum` says which prompts are next. Below them
 `group_advantages`, `token_weights`, `logprobs` and `policy_loss`. Reward models: `reward_run` trains one, `RewardModel`
-scores text and `scores` tokens. Not here: multi-turn agents, code execution, a critic, several processes.
+scores text and `scores` tokens. Not here: multi-turn agents, a critic, several processes.
 """
 
 from jaxllm.rl.advantages import group_advantages, group_report, token_weights

@@ -93,7 +93,7 @@ class Evaluation:
         return out
 
     def passed(self, engine: Engine) -> np.ndarray:
-        """Whether each sample of each prompt was right, `[prompts, samples]` of 1 and 0; NaN where the reward failed."""
+        """Whether each sample of each prompt was right, `[prompts, samples]`; NaN where the reward failed."""
         return self._run(engine, self._sampled)[1]
 
     def close(self) -> None:

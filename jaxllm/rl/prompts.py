@@ -13,7 +13,7 @@ from jaxllm.data import load_chat_template, make_task, read_records
 from jaxllm.data.chat import render_prompt
 from jaxllm.data.sources import file_names
 from jaxllm.rl.config import PromptsConfig, RewardConfig
-from jaxllm.rl.rewards import ExactMatch, MathVerify, RegexMatch, Reward, TaskReward, load_reward
+from jaxllm.rl.rewards import CodeReward, ExactMatch, MathVerify, RegexMatch, Reward, TaskReward, load_reward
 from jaxllm.rl.rewards.verifiers import load_class
 
 
@@ -120,16 +120,20 @@ class Prompts:
 
 def make_verifier(config: RewardConfig, prompts: Prompts) -> Reward:
     """The verifier that `config` names."""
-    kinds: dict[str, Any] = {"exact": ExactMatch, "regex": RegexMatch, "math": MathVerify}
+    kinds: dict[str, Any] = {"exact": ExactMatch, "regex": RegexMatch, "math": MathVerify, "code": CodeReward}
     if config.name == "task":
         check(prompts.task is not None, "reward.name", "task",
-              "records have no scorer of their own; use exact, regex, math or package.module:Class")
+              "records have no scorer of their own; use exact, regex, math, code or package.module:Class")
         return _made(TaskReward, {"task": prompts.task, **config.settings})
     if ":" in config.name:
         return load_reward(config.name, config.settings)
     check(config.name in kinds, "reward.name", config.name,
           f"{nearest(config.name, ('task', *kinds))} Or package.module:Class")
-    return _made(kinds[config.name], config.settings)
+    reward = _made(kinds[config.name], config.settings)
+    if isinstance(reward, CodeReward):
+        check(reward.total_s < config.guard.timeout_s, "reward.settings.total_s", reward.total_s, "must be less than "
+              f"reward.guard.timeout_s={config.guard.timeout_s:g}, past which a sample is dropped in place of scored 0")
+    return reward
 
 
 def _made(cls: Any, settings: Mapping[str, Any]) -> Reward:

@@ -16,7 +16,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -34,9 +34,9 @@ def _b64(data: bytes) -> str:
 
 
 def _request(argv: list[str] | None, files: Mapping[str, bytes], limits: Limits, stdin: bytes = b"",
-             wanted: Sequence[str] = ()) -> dict[str, Any]:
+             wanted: Sequence[str] = (), talk: bool = False) -> dict[str, Any]:
     """A run as the keeper takes it, without its number; `PROGRAM` where there is no command."""
-    return {"argv": argv, "program": PROGRAM, "stdin": _b64(stdin), "wanted": list(wanted),
+    return {"argv": argv, "program": PROGRAM, "stdin": _b64(stdin), "wanted": list(wanted), "talk": talk,
             "files": {str(PurePosixPath(name)): _b64(content) for name, content in files.items()},
             "limits": dataclasses.asdict(limits)}
 
@@ -144,12 +144,18 @@ class Sandbox:
         """`submit`, and wait."""
         return self.submit(program, **given).result()
 
-    def submit(self, program: str | Sequence[str], *, stdin: str | bytes = "", files: Mapping[str, str | bytes] = {},
-               wanted: Sequence[str] = (), limits: Limits | None = None) -> concurrent.futures.Future[Result]:
+    def submit(self, program: str | Sequence[str], **given: Any) -> concurrent.futures.Future[Result]:
+        """`talk` to a program that only says how it ended."""
+        return self.talk(program, None, **given).result
+
+    def talk(self, program: str | Sequence[str], hear: Callable[[bytes], None] | None, *, stdin: str | bytes = "",
+             files: Mapping[str, str | bytes] = {}, wanted: Sequence[str] = (), limits: Limits | None = None) -> Talk:
         """Run a program once workers are free; never more than once.
 
         Args:
           program: Python source, or the words of a command; `python` is the sandbox's.
+          hear: called with what the program writes to its standard output, as it comes, from a thread that must not be
+            held up; the result then has no `stdout`, and the program's input stays open. None for neither.
           stdin: its input.
           files: put into its directory first, by relative path.
           wanted: files of its directory to bring back.
@@ -174,14 +180,18 @@ class Sandbox:
             check(len(program) > 0, "program", program, "needs a command")
             argv = [interpreter(self.config) if program[0] in ("python", "python3") else program[0], *program[1:]]
         text = stdin.encode() if isinstance(stdin, str) else stdin
-        request = _request(argv, put, limits, text, wanted)
+        request = _request(argv, put, limits, text, wanted, hear is not None)
         out: concurrent.futures.Future[Result] = concurrent.futures.Future()
         out.set_running_or_notify_cancel()
-        self._send(request, functools.partial(self._answered, out))
-        return out
+        return Talk(out, self._send(request, functools.partial(self._answered, out, hear)))
 
-    def _answered(self, out: concurrent.futures.Future[Result], message: dict[str, Any]) -> None:
+    def _answered(self, out: concurrent.futures.Future[Result], hear: Callable[[bytes], None] | None,
+                  message: dict[str, Any]) -> None:
         """Turn an answer into a result; after a failure only once it is known whether the sandbox still works."""
+        if "said" in message:
+            assert hear is not None
+            hear(base64.b64decode(message["said"]))
+            return
         result = self._result(message)
         if result.ok:
             out.set_result(result)
@@ -221,14 +231,25 @@ class Sandbox:
             {name: None if content is None else base64.b64decode(content)
              for name, content in message["files"].items()}, error=error)
 
-    def _send(self, request: dict[str, Any], answer: Any) -> None:
+    def _send(self, request: dict[str, Any], answer: Any) -> Callable[[bytes], None]:
+        """Send a request; what sends it more input."""
         with self._lock:
             if self._closed:
                 raise SandboxError("sandbox: is closed")
             if self._keeper is None or self._keeper.ended:
                 self._keeper = _Keeper(keeper_settings(self.config, self.level))
             keeper = self._keeper
-        keeper.send({"id": next(self._numbers), **request}, answer)
+        number = next(self._numbers)
+        keeper.send({"id": number, **request}, answer)
+        return lambda data: keeper.put({"id": number, "put": _b64(data)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Talk:
+    """A run under way: its result to come, and `send(data)`, which gives a program that is heard more input."""
+
+    result: concurrent.futures.Future[Result]
+    send: Callable[[bytes], None]
 
 
 class _Keeper:
@@ -256,6 +277,10 @@ class _Keeper:
         if ended:
             answer({"error": "the keeper ended"})
             return
+        self.put(message)
+
+    def put(self, message: dict[str, Any]) -> None:
+        """Send what has no answer of its own."""
         try:
             self._write(message)
         except OSError:
@@ -285,7 +310,7 @@ class _Keeper:
                     error = message["error"]
                     continue
                 with self._lock:
-                    answer = self._waiting.pop(message["id"])
+                    answer = self._waiting[message["id"]] if "said" in message else self._waiting.pop(message["id"])
                 answer(message)
         except (EOFError, OSError):
             pass

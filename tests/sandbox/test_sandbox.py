@@ -268,3 +268,28 @@ def test_numbers_of_system_calls_are_the_kernels():
     if not seen:
         pytest.skip("no kernel headers here")
     assert seen > 50
+
+
+def test_a_program_can_be_talked_to():
+    echo = ("import sys\nfor line in sys.stdin:\n    print(line.upper(), end='', flush=True)\n"
+            "    if line == 'end\\n': break")
+    with Sandbox(SandboxConfig(workers=1)) as sandbox:
+        heard, waiting = [], []
+        first = sandbox.talk(echo, heard.append, stdin="at once\n")
+        second = sandbox.talk(echo, waiting.append)  # waits for a worker, and what it is sent waits with it
+        second.send(b"early\nend\n")
+        for word in (b"one", b"two"):
+            until = time.monotonic() + 20
+            first.send(word + b"\n")
+            while word.upper() not in b"".join(heard):
+                assert time.monotonic() < until
+                time.sleep(0.005)
+        first.send(b"end\n")
+        assert first.result.result(20).status == "ok" and b"".join(heard) == b"AT ONCE\nONE\nTWO\nEND\n"
+        assert second.result.result(20).status == "ok" and b"".join(waiting) == b"EARLY\nEND\n"
+        first.send(b"to nobody\n")
+        hung = sandbox.talk(echo, heard.append, limits=Limits(wall_s=0.5))
+        assert hung.result.result(20).status == "timeout"
+        flood = sandbox.talk("while True: print('x' * 1000)", lambda data: None, limits=Limits(flood_mb=1))
+        assert flood.result.result(20).status == "output"
+        assert sandbox.run("print(input())", stdin="5").stdout == "5\n"

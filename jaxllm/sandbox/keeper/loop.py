@@ -132,24 +132,41 @@ class Keeper:
             return
         worker.written[name] += len(part)
         limits = worker.request.get("limits", self.settings["limits"])
-        kept = worker.output[name]
-        kept += part[:max(limits["output_kb"] * 1024 - len(kept), 0)]
+        if name == "stdout" and worker.request.get("talk"):
+            self.send({"id": worker.request["id"], "said": base64.b64encode(part).decode()})
+        else:
+            kept = worker.output[name]
+            kept += part[:max(limits["output_kb"] * 1024 - len(kept), 0)]
         if sum(worker.written.values()) > limits["flood_mb"] << 20 and worker.request:
             worker.kill("output")
 
     def on_input(self, of, pipe, mask):
         """Write what is left of request and input."""
         worker, _ = of
+        more = worker.request.get("talk", False)
         try:
             count = os.write(pipe.fileno(), worker.waiting[:BLOCK])
             worker.waiting = worker.waiting[count:]
         except BlockingIOError:
             return
         except OSError:  # the program reads no more
-            worker.waiting = b""
+            worker.waiting, more = b"", False
         if not worker.waiting:
             self.selector.unregister(pipe)
-            pipe.close()
+            if not more:
+                pipe.close()
+
+    def put(self, message):
+        """More input for a run that talks; dropped where it reads no more."""
+        data, id = base64.b64decode(message["put"]), message["id"]
+        for request in self.queue:
+            if request["id"] == id:
+                request["stdin"] = base64.b64encode(base64.b64decode(request["stdin"]) + data).decode()
+        for worker in self.running:
+            if worker.request["id"] == id and not worker.stdin.closed and worker.exit is None:
+                if not worker.waiting:
+                    self.selector.register(worker.stdin, selectors.EVENT_WRITE, ((worker, "stdin"), self.on_input))
+                worker.waiting += data
 
     @staticmethod
     def read(pipe):
@@ -265,8 +282,12 @@ class Keeper:
             return
         self.received += part
         while len(self.received) >= 10 and len(self.received) >= (end := 10 + int(self.received[:10])):
-            self.queue.append(json.loads(self.received[10:end]))
+            message = json.loads(self.received[10:end])
             self.received = self.received[end:]
+            if "put" in message:
+                self.put(message)
+            else:
+                self.queue.append(message)
 
     def send(self, message):
         """Queue an answer."""
