@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Make .venv and install jaxllm with its tests' needs. Safe to run again; does nothing when nothing changed.
-#   launch/setup.sh [--extra NAME]... [--dry-run]      extras: cuda tpu parity dev wandb trackio rl serve cells agents dask
+#   launch/setup.sh [--extra NAME]... [--dry-run]      extras: cuda tpu parity dev wandb trackio rl serve cells agents evaluation dask
 #   PYTHON=/path/to/python3.12 launch/setup.sh         another interpreter
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 extras="test"
-names="cuda tpu test parity dev wandb trackio rl serve cells agents dask"
+names="cuda tpu test parity dev wandb trackio rl serve cells agents evaluation dask"
 dry=0
 while [ $# -gt 0 ]; do
   case "$1" in

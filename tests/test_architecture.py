@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxllm"
 ORDER = ["config", "files", "distributed", "tracking", "studies", "parallel", "models", "checkpoint", "data",
-         "training", "generation", "diffusion", "sandbox", "rl", "routing", "agents", "cells", "serving", "bench",
-         "cli"]
+         "training", "generation", "diffusion", "sandbox", "rl", "routing", "agents", "cells", "swe", "evaluation",
+         "serving", "bench", "cli"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -12,6 +12,7 @@ from jaxllm.cli.study import StudyConfig
 from jaxllm.cli.train import open_config
 from jaxllm.config import load, settings
 from jaxllm.diffusion import shipped_model
+from jaxllm.evaluation import EvaluateConfig
 from jaxllm.routing import RoutingConfig
 
 ROOT = Path(__file__).parents[1]
@@ -33,6 +34,10 @@ def test_config_loads(path):
         study = load(StudyConfig, path)
         for arm in (*study.arms.values(), (study.before,)):
             assert all((ROOT / part.config).is_file() for part in arm if part is not None and part.config)
+        return
+    if path.parent.name == "evaluation":
+        evaluation = load(EvaluateConfig, path)
+        assert all((ROOT / agent.directory).is_dir() for agent in evaluation.agents if agent.kind == "hal")
         return
     if path.parent.name == "routing":
         assert load(RoutingConfig, path).families

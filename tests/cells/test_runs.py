@@ -330,6 +330,7 @@ optimizer: {{learning_rate: 3.0e-3, schedule: constant, warmup_steps: 1}}
     assert np.mean(rates[-5:]) > np.mean(rates[:3]) + 0.1
 
 
+@pytest.mark.slow
 def test_masked_diffusion_answers_too(here):
     train_cells(config_of(here, MASKED), here / "masked", log=lambda text: None)
     model, cells = open_cell_model(here / "masked"), open_cells(here / "cells")
