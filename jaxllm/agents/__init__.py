@@ -6,7 +6,7 @@ for token from an engine and keeps what a trainer needs; `Endpoint` asks an Open
 `jaxllm.rl` (a config with `agent`); `open_benchmark` reads AIME, GPQA and LiveCodeBench problems, and
 `evaluation.run_benchmark` samples them (`jaxllm agents evaluate`).
 
-Not done here yet: the paper's studies, its data and its models.
+Not here: the paper's data and models; docs/experiments/agentic-rl.md has its questions at a small size.
 """
 
 from jaxllm.agents.backends import Endpoint, EndpointConfig, Scripted

@@ -8,9 +8,11 @@ import json
 import os
 import sys
 import threading
+from typing import Any
 
 _lock = threading.Lock()
-_read = _write = None
+_read: Any = None  # both are opened once, before the agent's code is
+_write: Any = None
 
 
 class LimitMet(RuntimeError):
