@@ -10,9 +10,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import json
-import os
-import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -20,6 +17,7 @@ from jaxllm.agents.calls import CLOSE, OPEN, ToolCall, check_call, parse_calls
 from jaxllm.agents.environment import Session
 from jaxllm.agents.tools import CallRecord, Toolset
 from jaxllm.config import check
+from jaxllm.endpoint import ChatServer, NoAnswer, Refused
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,17 +162,12 @@ class EndpointConfig:
 class Endpoint(_Messages):
     """Turns from a server, by HTTP."""
 
-    RETRIED = (408, 409, 429)
-
     def __init__(self, config: EndpointConfig) -> None:
         """Nothing is asked yet."""
-        import httpx2
-
         super().__init__()
         self.config = config
-        key = os.environ.get(config.key_variable)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx2.Client(timeout=config.timeout_s, headers=headers)
+        self._server = ChatServer(config.key_variable, config.timeout_s, config.retries, config.backoff_s,
+                                  config.most_backoff_s)
         self._pool = concurrent.futures.ThreadPoolExecutor(config.workers, "endpoint")
         self._asked: dict[concurrent.futures.Future[Said | Failed], Any] = {}
 
@@ -201,40 +194,22 @@ class Endpoint(_Messages):
     def shut(self) -> None:
         """End all requests."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._client.close()
+        self._server.close()
 
     def _ask(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]],
              schemas: Mapping[str, Mapping[str, Any]], seed: int) -> Said | Failed:
-        import httpx2
-
         c = self.config
         body: dict[str, Any] = {"model": c.model, "messages": messages, "temperature": c.temperature, "top_p": c.top_p,
                                 "max_tokens": c.max_tokens, "seed": seed % (1 << 31)}
         if tools and c.native:
             body["tools"] = tools
-        why, longer = "", 0.0
-        for attempt in range(c.retries + 1):
-            if attempt:
-                pause = max(c.backoff_s * 2 ** (attempt - 1) * (0.5 + random.random()), longer)
-                time.sleep(min(pause, c.most_backoff_s))
-            longer = 0.0
-            try:
-                reply = self._client.post(f"{c.url.rstrip('/')}/chat/completions", json=body)
-            except (httpx2.TransportError, RuntimeError) as error:
-                why = f"{type(error).__name__}: {error}"
-                continue
-            if reply.status_code in self.RETRIED or reply.status_code >= 500:
-                why = f"HTTP {reply.status_code}: {reply.text[:200]}"
-                longer = _seconds(reply.headers.get("retry-after"))
-                continue
-            if reply.status_code != 200:
-                long = reply.status_code == 400 and "context" in reply.text.lower()
-                return Failed("context" if long else "endpoint_error", f"HTTP {reply.status_code}: {reply.text[:500]}")
-            try:
-                return self._read(reply.json(), messages, schemas, attempt)
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
-                why = f"no chat completion: {type(error).__name__}: {error}: {reply.text[:200]}"
-        return Failed("endpoint_error", f"after {c.retries + 1} tries: {why}")
+        try:
+            return self._server.ask(c.url, body, lambda value, tries: self._read(value, messages, schemas, tries))
+        except Refused as error:
+            long = error.status == 400 and "context" in error.body.lower()
+            return Failed("context" if long else "endpoint_error", f"HTTP {error.status}: {error.body[:500]}")
+        except NoAnswer as error:
+            return Failed("endpoint_error", str(error))
 
     def _read(self, value: dict[str, Any], messages: list[dict[str, Any]], schemas: Mapping[str, Mapping[str, Any]],
               retries: int) -> Said:
@@ -259,13 +234,6 @@ class Endpoint(_Messages):
             calls = parse_calls(text, schemas)
             messages.append({"role": "assistant", "content": text})
         return Said(text, tuple(calls), "length" if reason == "length" else "stop", tokens, retries)
-
-
-def _seconds(text: str | None) -> float:
-    try:
-        return max(float(text or 0), 0.0)
-    except ValueError:
-        return 0.0
 
 
 def result_messages(records: Sequence[CallRecord]) -> list[dict[str, Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+
+from jaxllm.cli.actions import add_actions, run_action
 
 # action -> (module with add_arguments and run, one line of help)
 ACTIONS = {
@@ -13,13 +14,10 @@ ACTIONS = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments of every action; their modules import what they need when they run."""
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    for name, (module, text) in ACTIONS.items():
-        sub = actions.add_parser(name, help=text, description=text)
-        importlib.import_module(module).add_arguments(sub)
+    """Arguments of every action."""
+    add_actions(parser, ACTIONS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the action."""
-    return importlib.import_module(ACTIONS[args.action][0]).run(args) or 0
+    return run_action(args, ACTIONS)

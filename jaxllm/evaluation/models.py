@@ -8,15 +8,15 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
-import os
-import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from jaxllm import endpoint
 from jaxllm.config import ConfigError
+from jaxllm.endpoint import ChatServer
 from jaxllm.evaluation.config import NONE, AttemptLimits, ModelConfig, Price
 
 
@@ -64,16 +64,10 @@ OPTIONS = ("tools", "tool_choice", "temperature", "top_p", "max_tokens", "stop",
 class EndpointModel:
     """A model behind HTTP."""
 
-    RETRIED = (408, 409, 429)
-
     def __init__(self, config: ModelConfig, url: str, effort: str = NONE) -> None:
         """Nothing is asked yet; `url` is the server's."""
-        import httpx2
-
         self.config, self._url, self._effort = config, url, effort
-        key = os.environ.get(config.key_variable)
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._client = httpx2.Client(timeout=config.timeout_s, headers=headers)
+        self._server = ChatServer(config.key_variable, config.timeout_s, config.retries, config.backoff_s)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], options: Mapping[str, Any], seed: int) -> Reply:
         """Ask, again after 408, 409, 429, 5xx and broken connections: asking for a turn again changes nothing.
@@ -82,37 +76,20 @@ class EndpointModel:
           EndpointError: no answer after all tries.
           Refused: another status, such as 400 for a prompt that is too long.
         """
-        import httpx2
-
         c = self.config
         body: dict[str, Any] = {"model": c.model, "messages": list(messages), "temperature": c.temperature,
                                 "top_p": c.top_p, "max_tokens": c.max_tokens, "seed": seed % (1 << 31),
                                 **{k: v for k, v in options.items() if k in OPTIONS and v is not None}}
         if self._effort != NONE:
             body[c.effort_field] = int(self._effort) if self._effort.isdigit() else self._effort
-        why, longer = "", 0.0
-        for attempt in range(c.retries + 1):
-            if attempt:
-                time.sleep(min(max(c.backoff_s * 2 ** (attempt - 1) * (0.5 + random.random()), longer), 60.0))
-            longer = 0.0
-            try:
-                reply = self._client.post(f"{self._url.rstrip('/')}/chat/completions", json=body)
-            except (httpx2.TransportError, RuntimeError) as error:
-                why = f"{type(error).__name__}: {error}"
-                continue
-            if reply.status_code in self.RETRIED or reply.status_code >= 500:
-                why = f"HTTP {reply.status_code}: {reply.text[:200]}"
-                longer = _seconds(reply.headers.get("retry-after"))
-                continue
-            if reply.status_code in (401, 403, 404):  # nobody's request would be answered
-                raise EndpointError(f"HTTP {reply.status_code}: {reply.text[:300]}")
-            if reply.status_code != 200:
-                raise Refused(f"HTTP {reply.status_code}: {reply.text[:500]}")
-            try:
-                return _read(reply.json(), attempt)
-            except (ValueError, LookupError, TypeError, AttributeError) as error:
-                why = f"no chat completion: {type(error).__name__}: {error}: {reply.text[:200]}"
-        raise EndpointError(f"after {c.retries + 1} tries: {why}")
+        try:
+            return self._server.ask(self._url, body, _read)
+        except endpoint.NoAnswer as error:
+            raise EndpointError(str(error)) from None
+        except endpoint.Refused as error:
+            if error.status in (401, 403, 404):  # nobody's request would be answered
+                raise EndpointError(f"HTTP {error.status}: {error.body[:300]}") from None
+            raise Refused(f"HTTP {error.status}: {error.body[:500]}") from None
 
 
 def _read(value: dict[str, Any], retries: int) -> Reply:
@@ -123,13 +100,6 @@ def _read(value: dict[str, Any], retries: int) -> Reply:
         kept["tool_calls"] = message["tool_calls"]
     return Reply(kept, choice.get("finish_reason") or "stop", int(usage.get("prompt_tokens") or 0),
                  int(usage.get("completion_tokens") or 0), retries)
-
-
-def _seconds(text: str | None) -> float:
-    try:
-        return max(float(text or 0), 0.0)
-    except ValueError:
-        return 0.0
 
 
 class ScriptModel:
