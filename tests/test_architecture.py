@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "jaxllm"
 ORDER = ["config", "files", "endpoint", "distributed", "tracking", "studies", "parallel", "models", "checkpoint",
-         "data", "training", "generation", "diffusion", "sandbox", "rl", "routing", "agents", "cells", "swe",
+         "data", "training", "generation", "diffusion", "sandbox", "rl", "routing", "agents", "cells", "coordination",
+         "curation", "swe",
          "evaluation", "serving", "bench", "cli"]
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -26,6 +26,8 @@ COMMANDS = {
     "agents": ("jaxllm.cli.agents", "models that call tools: evaluate on AIME, GPQA or LiveCodeBench problems"),
     "route": ("jaxllm.cli.route", "layer routers: search, train, evaluate"),
     "cells": ("jaxllm.cli.cells", "cell sentences: convert, train, evaluate, generate, screen"),
+    "coordination": ("jaxllm.cli.coordination", "games of many agents: play, analyse, calibrate"),
+    "curation": ("jaxllm.cli.curation", "score and filter shards of text"),
     "swe": ("jaxllm.cli.swe", "software engineering: mine bug-fix tasks from packages"),
     "evaluate": ("jaxllm.cli.evaluate", "agents on suites of tasks, many times, with intervals and flags"),
     "leaderboard": ("jaxllm.cli.leaderboard", "one HTML page of what `evaluate` measured"),

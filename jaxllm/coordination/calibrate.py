@@ -1,0 +1,107 @@
+"""How often tests reject for agents that do not coordinate; what a test says is worth as much as this table.
+
+For scripted agents (`jaxllm.coordination.scripted`) the truth is known: those of `noise` and `persistent` share
+nothing, those of `follow` and `halving` share the group's feedback and have no model of each other. A test is called
+evidence of coordination only where it rejects for no such agents more often than its level says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxllm.config import check
+from jaxllm.coordination.measures import Measure, MeasureConfig
+from jaxllm.coordination.nulls import NULLS, Games, Null, TestConfig, permutation_test
+from jaxllm.coordination.scripted import SCRIPTED, Kind
+from jaxllm.studies import Interval, proportion_interval
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrateConfig:
+    """What is simulated.
+
+    Attributes:
+      kinds: scripted agents.
+      nulls: tests.
+      measures: of each.
+      games: of each kind.
+      agents, rounds: their size.
+      permutations: of each game.
+      level: a p-value at or below it rejects.
+      whole: guesses are rounded, as in the game.
+      measure: bins, lag, prior.
+      seed: of games and surrogates.
+    """
+
+    kinds: tuple[Kind, ...] = ("noise", "persistent", "follow", "halving")
+    nulls: tuple[Null, ...] = NULLS
+    measures: tuple[Measure, ...] = ("practical", "imin", "mmi", "broja", "i3", "g3")
+    games: int = 1000
+    agents: int = 10
+    rounds: int = 20
+    permutations: int = 200
+    level: float = 0.05
+    whole: bool = False
+    measure: MeasureConfig = MeasureConfig()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(0 < self.level < 1, "level", self.level, "between 0 and 1")
+        check(self.games >= 1, "games", self.games, "at least 1")
+
+
+def simulate(kind: Kind, games: int, agents: int, rounds: int, seed: int, whole: bool = False) -> Games:
+    """Games of scripted agents with mystery numbers of 51 to 100; all go on for `rounds`, solved or not."""
+    key, numbers = jax.random.split(jax.random.key(seed))
+    targets = jax.random.randint(numbers, (games,), 51, 101).astype(jnp.float32)
+    guesses = SCRIPTED[kind](key, targets, agents, rounds)
+    return Games(jnp.round(guesses) if whole else guesses, targets, jnp.full((games,), rounds, jnp.int32))
+
+
+def rejections(games: Games, config: TestConfig, level: float, seed: int = 0) -> dict[str, Interval]:
+    """Share of games for which a test rejects, by measure, with Wilson's interval."""
+    p = permutation_test(games, config, seed).p
+    return {name: proportion_interval(int((p[:, i] <= level).sum()), len(p)) for i, name in enumerate(config.measures)}
+
+
+def calibrate(config: CalibrateConfig = CalibrateConfig()) -> list[dict[str, Any]]:  # noqa: B008 - frozen
+    """A line for each kind, null and measure: `rate` of rejections with `low` and `high`."""
+    out = []
+    for number, kind in enumerate(config.kinds):
+        games = simulate(kind, config.games, config.agents, config.rounds, config.seed + number, config.whole)
+        for null in config.nulls:
+            test = TestConfig(null, config.measures, config.permutations, measure=config.measure)
+            for name, found in rejections(games, test, config.level, config.seed + 1000).items():
+                out.append({"agents": kind, "null": null, "measure": name, "rate": found.value, "low": found.low,
+                            "high": found.high, "games": found.n})
+    return out
+
+
+def calibrated(lines: Sequence[dict[str, Any]], level: float = 0.05) -> set[tuple[str, str]]:
+    """(null, measure) whose rate is not above `level`, within its interval, for any kind of agents."""
+    keys = {(line["null"], line["measure"]) for line in lines}
+    return {key for key in keys
+            if all(line["low"] <= level for line in lines if (line["null"], line["measure"]) == key)}
+
+
+def power(agents: int, rounds: int, games: int, config: TestConfig, strength: float = 1.0, level: float = 0.05,
+          seed: int = 0) -> dict[str, Interval]:
+    """Share of games with planted synergy that a test finds."""
+    from jaxllm.coordination.scripted import synergy
+
+    key = jax.random.key(seed)
+    targets = jnp.full((games,), 75.0)
+    guesses = synergy(key, targets, agents, rounds, strength)
+    found = Games(guesses, targets, jnp.full((games,), rounds, jnp.int32))
+    return rejections(found, config, level, seed + 1)
+
+
+def as_games(guesses: np.ndarray, targets: np.ndarray, lengths: np.ndarray) -> Games:
+    """What `records.stack` gives, for the tests."""
+    return Games(jnp.asarray(guesses), jnp.asarray(targets), jnp.asarray(lengths))

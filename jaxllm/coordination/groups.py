@@ -1,0 +1,101 @@
+"""Tests over agents and games: do agents of a game differ, and does synergy go with success?"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from jaxllm.coordination.records import CoordinationError
+
+
+class Differentiation(NamedTuple):
+    """Do agents of one game differ in their guesses for good?
+
+    Attributes:
+      p: of the likelihood ratio, half chi-square with one degree of freedom and half 0, as a variance cannot be below
+        0.
+      ratio: twice the difference of log-likelihoods, nats.
+      share: of the variance that is between agents.
+    """
+
+    p: float
+    ratio: float
+    share: float
+
+
+def differentiation(guesses: np.ndarray) -> Differentiation:
+    """Likelihood ratio of a mixed model with an intercept for each agent against one without, both with one for each
+    round's level.
+
+    Rounds' means are taken out first, so that what all agents share does not count.
+
+    Args:
+      guesses: [R, N], the rounds that were played.
+
+    Raises:
+      CoordinationError: fewer than two agents or two rounds.
+    """
+    x = np.asarray(guesses, np.float64)
+    rounds, agents = x.shape
+    if agents < 2 or rounds < 2:
+        raise CoordinationError(f"differentiation of {agents} agents in {rounds} rounds: at least 2 of both")
+    y = (x - x.mean(1, keepdims=True)).T.ravel()
+    if not np.any(y):
+        return Differentiation(1.0, 0.0, 0.0)
+    from statsmodels.regression.mixed_linear_model import MixedLM
+
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # a variance of 0 is a boundary, of which statsmodels warns at every second game
+        fit = MixedLM(y, np.ones((len(y), 1)), groups=np.repeat(np.arange(agents), rounds)).fit(reml=False)
+    spread = y.var()
+    plain = -0.5 * len(y) * (np.log(2 * np.pi * spread) + 1)
+    ratio = max(0.0, 2 * (float(fit.llf) - plain))
+    between = float(np.asarray(fit.cov_re).ravel()[0])
+    p = 1.0 if ratio == 0 else 0.5 * float(stats.chi2.sf(ratio, 1))
+    return Differentiation(p, ratio, between / (between + float(fit.scale)))
+
+
+def success_model(solved: Sequence[bool], synergy: Sequence[float], redundancy: Sequence[float],
+                  arms: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
+    """Logistic regression of success on synergy, redundancy and their product, all standardised, by statsmodels.
+
+    Args:
+      solved: of each game.
+      synergy: bits, bias-corrected.
+      redundancy: bits, bias-corrected.
+      arms: of each game; an intercept for each.
+
+    Returns:
+      For each term `coefficient` (log odds for one standard deviation), `low`, `high` (95 %) and `p`.
+
+    Raises:
+      CoordinationError: all games or none were solved, or a measure is the same in all.
+    """
+    y = np.asarray(solved, np.float64)
+    if y.min() == y.max():
+        raise CoordinationError(
+            f"success_model: {'all' if y[0] else 'none'} of {len(y)} games solved, nothing to explain"
+        )
+    columns: dict[str, np.ndarray] = {}
+    for name, values in (("synergy", synergy), ("redundancy", redundancy)):
+        x = np.asarray(values, np.float64)
+        if x.std() == 0:
+            raise CoordinationError(f"success_model: {name} is {x[0]:g} in all games")
+        columns[name] = (x - x.mean()) / x.std()
+    columns["synergy x redundancy"] = columns["synergy"] * columns["redundancy"]
+    kinds = sorted(set(arms)) if arms is not None else ["all"]
+    labels = np.asarray(arms if arms is not None else ["all"] * len(y))
+    design = np.column_stack([*columns.values(), *(labels == kind for kind in kinds)]).astype(np.float64)
+    from statsmodels.discrete.discrete_model import Logit
+
+    fit: Any = Logit(y, design).fit(disp=0)
+    bounds = fit.conf_int()
+    names = [*columns, *(f"intercept {kind}" for kind in kinds)]
+    return {name: {"coefficient": float(fit.params[i]), "low": float(bounds[i][0]), "high": float(bounds[i][1]),
+                   "p": float(fit.pvalues[i])} for i, name in enumerate(names)}
