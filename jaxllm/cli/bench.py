@@ -7,7 +7,8 @@ from pathlib import Path
 
 from jaxllm.config import ConfigError, nearest
 
-BENCHES = ("cells", "decode", "exact_match", "generate", "rl", "routing", "sandbox", "train")
+BENCHES = ("cells", "coordination", "curation", "decode", "exact_match", "generate", "rl", "routing", "sandbox",
+           "train")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +54,14 @@ def run(args: argparse.Namespace) -> int:
         from jaxllm.bench.routing import bench as bench_routing
 
         results = bench_routing(quick=args.quick)
+    elif args.name == "coordination":
+        from jaxllm.bench.coordination import bench as bench_coordination
+
+        results = bench_coordination(quick=args.quick)
+    elif args.name == "curation":
+        from jaxllm.bench.curation import bench as bench_curation
+
+        results = bench_curation(quick=args.quick)
     elif args.name == "sandbox":
         from jaxllm.bench.sandbox import bench as bench_sandbox
 

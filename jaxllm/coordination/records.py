@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxllm.config import ConfigError
 from jaxllm.files import read_jsonl
 
 FIELDS = ("arm", "game", "target", "guesses")
 
 
-class CoordinationError(ValueError):
+class CoordinationError(ConfigError):
     """Games that cannot be measured; the text names file, game and what would be right."""
 
 
