@@ -1,24 +1,44 @@
 #!/usr/bin/env bash
 # Make .venv and install jaxllm with its tests' needs. Safe to run again; does nothing when nothing changed.
-#   launch/setup.sh [--extra NAME]... [--dry-run]      extras: cuda tpu parity dev wandb trackio rl serve cells agents evaluation dask
+#   launch/setup.sh [--extra NAME]... [--browser] [--dry-run]
+#   extras: cuda tpu parity dev wandb trackio rl serve cells agents evaluation coordination curation dask ray inspect
+#   --browser: Chromium too, for suites and tests with pages, where it can be installed (Debian and Ubuntu, as root)
 #   PYTHON=/path/to/python3.12 launch/setup.sh         another interpreter
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 extras="test"
-names="cuda tpu test parity dev wandb trackio rl serve cells agents evaluation dask"
+names="cuda tpu test parity dev wandb trackio rl serve cells agents evaluation coordination curation dask ray inspect"
 dry=0
+browser=0
 while [ $# -gt 0 ]; do
   case "$1" in
     --extra) case " $names " in
                *" ${2:-?} "*) extras="$extras,$2"; shift 2 ;;
                *) echo "setup: --extra ${2:-}: write one of $names" >&2; exit 2 ;;
              esac ;;
+    --browser) browser=1; shift ;;
     --dry-run) dry=1; shift ;;
-    -h|--help) sed -n '2,4p' launch/setup.sh | sed 's/^# //'; exit 0 ;;
+    -h|--help) sed -n '2,6p' launch/setup.sh | sed 's/^# //'; exit 0 ;;
     *) echo "setup: unknown option $1 (try --help)" >&2; exit 2 ;;
   esac
 done
+
+run() { if [ "$dry" = 1 ]; then echo "+ $*"; else "$@"; fi; }
+
+# No tests or commands but those with pages need a browser, so that one that cannot be had is no error.
+if [ "$browser" = 1 ]; then
+  if [ -n "${CHROMIUM:-}" ] || command -v chromium chromium-browser google-chrome google-chrome-stable >/dev/null; then
+    echo "setup: a browser is there"
+  elif command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+    echo "setup: installing Chromium"
+    run apt-get update -qq &&
+      run env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium fonts-liberation ||
+      echo "setup: Chromium could not be installed; what needs a browser will say so" >&2
+  else
+    echo "setup: install Chromium to look at pages, such as: sudo apt-get install chromium; or set CHROMIUM to one" >&2
+  fi
+fi
 
 # Installed extras add up, so that asking for parity once does not undo it later.
 stamp=.venv/.jaxllm-setup
@@ -34,7 +54,6 @@ command -v "$python" >/dev/null || { echo "setup: no $python on the PATH; instal
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
   echo "setup: $("$python" --version) is too old; jaxllm needs Python 3.11 or newer (set PYTHON to one)" >&2; exit 1; }
 
-run() { if [ "$dry" = 1 ]; then echo "+ $*"; else "$@"; fi; }
 install() {
   if [ "$dry" = 1 ]; then echo "+ .venv/bin/python -m pip install $*"; return; fi
   if ! .venv/bin/python -m pip install --quiet --disable-pip-version-check "$@" 2>.venv/setup.log; then

@@ -7,7 +7,8 @@ setup=()
 for argument in "$@"; do
   case "$argument" in
     -h|--help) sed -n '2,3p' launch/test.sh | sed 's/^# //'; exit 0 ;;
-    --parity) setup=(--extra parity) ;;
+    --parity) setup+=(--extra parity) ;;
+    --slow) setup+=(--browser) ;;
   esac
 done
 launch/setup.sh ${setup[@]+"${setup[@]}"}

@@ -11,6 +11,7 @@ import pytest
 from jaxllm.cli.study import StudyConfig
 from jaxllm.cli.train import open_config
 from jaxllm.config import load, settings
+from jaxllm.coordination.play import CoordinationConfig
 from jaxllm.diffusion import shipped_model
 from jaxllm.evaluation import EvaluateConfig
 from jaxllm.routing import RoutingConfig
@@ -38,6 +39,9 @@ def test_config_loads(path):
     if path.parent.name == "evaluation":
         evaluation = load(EvaluateConfig, path)
         assert all((ROOT / agent.directory).is_dir() for agent in evaluation.agents if agent.kind == "hal")
+        return
+    if path.parent.name == "coordination":
+        assert load(CoordinationConfig, path).play.games > 0
         return
     if path.parent.name == "routing":
         assert load(RoutingConfig, path).families

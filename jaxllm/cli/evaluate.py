@@ -54,9 +54,9 @@ def summary_table(cells: list[Any]) -> Any:
     from jaxllm.evaluation.flags import FLAGS
     from jaxllm.studies import table
 
-    rows = [[f"{c.key[0]}: {c.key[1]}", c.key[2], c.key[3], c.attempts, c.faults, c.metrics.get("accuracy"),
+    rows = [[f"{c.key[0]}: {c.key[1]}", c.key[2], c.key[3], c.key[4], c.attempts, c.faults, c.metrics.get("accuracy"),
              c.metrics.get("C_out"), c.metrics.get("cost"), c.metrics.get("seconds"),
              sum(sum(c.flags[name]) for name in FLAGS), ", ".join(c.levels) or None] for c in cells]
     return table("evaluated (95 % intervals over tasks)",
-                 ["suite: agent", "model", "effort", "attempts", "faults", "accuracy", "C_out", "cost", "seconds",
+                 ["suite: agent", "model", "effort", "perturbation", "attempts", "faults", "accuracy", "C_out", "cost", "seconds",
                   "flags", "sandbox"], rows)

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from jaxllm.evaluation.config import AgentConfig, AttemptLimits
-from jaxllm.evaluation.desk import Desk
 from jaxllm.evaluation.models import Meter
+from jaxllm.evaluation.perturb import Faults
 from jaxllm.evaluation.suites.base import Task
+from jaxllm.evaluation.world import World
 
 Status = Literal["done", "raised", "garbage", "wrong_task", "timeout", "limit", "died",
                  "sandbox_dead", "endpoint_error", "tool_broken", "worker_died", "grader_died"]
@@ -33,6 +34,7 @@ class Outcome:
       level: of the sandbox that it ran in; None outside of any.
       layers: of that.
       metrics: that the agent gave, or the loop.
+      text: all of the last turn, where the answer is cut out of it.
     """
 
     status: Status
@@ -42,6 +44,7 @@ class Outcome:
     level: str | None = None
     layers: tuple[str, ...] = ()
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    text: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +60,9 @@ class Setting:
       seed: of the attempt.
       limits: of the attempt.
       meter: its way to the model.
-      desk: the world of a task that has one.
+      world: of a task that has one.
       tell: puts an event into the trace.
+      faults: that befall calls of tools; None for none.
     """
 
     suite: str
@@ -69,8 +73,9 @@ class Setting:
     seed: int
     limits: AttemptLimits
     meter: Meter
-    desk: Desk | None
+    world: World | None
     tell: Callable[[dict[str, Any]], None]
+    faults: Faults | None = None
 
 
 def settled(outcome: Outcome, meter: Meter) -> Outcome:

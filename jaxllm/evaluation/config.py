@@ -13,6 +13,8 @@ from jaxllm.sandbox import LEVELS, Level
 
 NONE = "none"  # as the name of a model or of an effort: there is none
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]*")
+GENERATED, FILED = ("reasoning_gym", "probes", "hal"), ("jsonl", "swe", "inspect", "hal")
+ENDLESS = ("reasoning_gym", "desk", "shop", "probes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +22,20 @@ class SuiteConfig:
     """One suite of tasks.
 
     Attributes:
-      kind: `reasoning_gym`, `humaneval`, `desk` or `jsonl`.
-      name: in results; the kind (for reasoning-gym the generator) by default.
-      generator: of reasoning-gym, such as `spell_backward`.
-      settings: of the generator.
-      path: of a JSONL file.
+      kind: `reasoning_gym`, `humaneval`, `desk` (customer service), `shop` (a web shop), `probes` (long context and
+        written steps), `swe` (instances in SWE-bench's format), `jsonl` (a file of the user's), `inspect` (a task of
+        the package `inspect_ai`), `hal` (data of HAL's benchmarks).
+      name: in results; generator, file or kind by default.
+      generator: of reasoning-gym, such as `spell_backward`; a probe of `jaxllm.data.probes`, such as `needle`; which of
+        HAL's benchmarks.
+      settings: of the generator; `served: true` for a shop of pages in a browser; `archive: true` for the repository of
+        a `swe` task in its input; arguments of an Inspect task.
+      path: of a file of tasks; for `inspect` `FILE.py:task` or `package.module:task`.
       size: how many tasks; 0 for all of a suite that has an end.
       seed: of tasks that are drawn.
     """
 
-    kind: Literal["reasoning_gym", "humaneval", "desk", "jsonl"]
+    kind: Literal["reasoning_gym", "humaneval", "desk", "shop", "probes", "swe", "jsonl", "inspect", "hal"]
     name: str = ""
     generator: str = ""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -39,14 +45,15 @@ class SuiteConfig:
 
     def __post_init__(self) -> None:
         check(self.size >= 0, "suite.size", self.size, "must be 0 (all) or more")
-        check((self.kind == "reasoning_gym") == bool(self.generator), "suite.generator", self.generator,
-              "names a reasoning-gym generator, for kind=reasoning_gym and no other")
-        check((self.kind == "jsonl") == bool(self.path), "suite.path", self.path,
-              "names a JSONL file, for kind=jsonl and no other")
-        check(self.kind in ("humaneval", "jsonl") or self.size > 0, "suite.size", self.size,
+        check((self.kind in GENERATED) == bool(self.generator), "suite.generator", self.generator,
+              f"needed by kind={', '.join(GENERATED)}, and of no use to others")
+        check((self.kind in FILED) == bool(self.path), "suite.path", self.path,
+              f"needed by kind={', '.join(FILED)}, and of no use to others")
+        check(self.kind not in ENDLESS or self.size > 0, "suite.size", self.size,
               f"kind={self.kind} has no end: say how many tasks")
         if not self.name:
-            object.__setattr__(self, "name", self.generator or (Path(self.path).stem if self.path else self.kind))
+            task = self.path.rpartition(":")[2] if self.kind == "inspect" else self.path
+            object.__setattr__(self, "name", self.generator or (Path(task).stem if self.path else self.kind))
         _check_name("suite", self.name)
 
 
@@ -151,6 +158,28 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PerturbationConfig:
+    """One way to make tasks harder that should not change what an agent achieves.
+
+    Attributes:
+      name: in results; the kind by default.
+      kind: `prompt`: the question in other clothes, the same for all agents. `fault`: calls of tools fail at random, as
+        a service that is down for a moment.
+      rate: share of calls that fail; kind=fault.
+    """
+
+    kind: Literal["prompt", "fault"]
+    name: str = ""
+    rate: float = 0.5
+
+    def __post_init__(self) -> None:
+        check(0 < self.rate < 1, "perturbation.rate", self.rate, "must lie between 0 and 1")
+        if not self.name:
+            object.__setattr__(self, "name", self.kind)
+        _check_name("perturbation", self.name)
+
+
+@dataclasses.dataclass(frozen=True)
 class AttemptLimits:
     """What one attempt at one task may use; meeting one ends it, as a failure of the agent's.
 
@@ -185,19 +214,26 @@ class EvaluateConfig:
     Attributes:
       suites, agents, models: its axes.
       efforts: thinking budgets that models are asked for, such as `[low, high]`; none by default.
+      perturbations: ways to make tasks harder; every cell is run without one, and with each.
       repeats: of every task.
       seed: of the whole run; an attempt's own follows from it, suite, task and repeat, so that agents meet equal ones.
-      at_once: attempts that run at a time, each in a process of its own.
-      retries: of an attempt after a fault of the surroundings (dead sandbox, endpoint or worker), and of no other.
+      at_once: attempts that run at a time, each in a process of its own; on a cluster at most one for each core.
+      retries: of an attempt after a fault of the surroundings (dead sandbox, endpoint or worker), and of no other. One
+        that is still at fault is tried again when the run is resumed.
       retry_pause_s: before the first, doubled each time.
       limits: of an attempt.
       prices: YAML or JSON file, model name -> `prompt` and `completion` a million tokens, or `second`.
+      driver: of workers: `processes` of this machine, or `ray`: actors of a Ray cluster (extra `ray`), which must see
+        agents' directories under the same paths. Answers stay on this machine.
+      ray_address: of the cluster; empty for one that is started here.
+      judge: model that looks for the flags in traces beside the rules, once all attempts are made.
     """
 
     suites: tuple[SuiteConfig, ...]
     agents: tuple[AgentConfig, ...]
     models: tuple[ModelConfig, ...] = ()
     efforts: tuple[str, ...] = ()
+    perturbations: tuple[PerturbationConfig, ...] = ()
     repeats: int = 1
     seed: int = 0
     at_once: int = 2
@@ -205,9 +241,12 @@ class EvaluateConfig:
     retry_pause_s: float = 1.0
     limits: AttemptLimits = AttemptLimits()
     prices: str = ""
+    driver: Literal["processes", "ray"] = "processes"
+    ray_address: str = ""
+    judge: ModelConfig | None = None
 
     def __post_init__(self) -> None:
-        for axis in ("suites", "agents", "models"):
+        for axis in ("suites", "agents", "models", "perturbations"):
             names = [item.name for item in getattr(self, axis)]
             check(len(set(names)) == len(names), axis, names, "need names of their own")
         check(len(self.suites) > 0, "suites", [], "name at least one")
@@ -220,6 +259,12 @@ class EvaluateConfig:
         check(self.retries >= 0, "retries", self.retries, "must not be negative")
         check(self.limits.cost is None or bool(self.prices), "limits.cost", self.limits.cost,
               "needs `prices`, a file of prices by model")
+        check(self.judge is None or self.judge.kind != "local", "judge.kind", "local",
+              "serve it by `jaxllm serve` and name its url, with kind=endpoint")
+        check(not self.ray_address or self.driver == "ray", "ray_address", self.ray_address, "is for driver=ray")
+        near = [m.name for m in self.models if m.kind == "local"]
+        check(not near or not self.ray_address, "models", near,
+              "kind=local is served on this machine alone: with ray_address serve it by `jaxllm serve`, kind=endpoint")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,12 +317,17 @@ def prices_of(config: EvaluateConfig, source: str = "config") -> dict[str, Price
     return {m.name: table[m.name] for m in config.models if m.name in table}
 
 
-def cells_of(config: EvaluateConfig) -> list[tuple[SuiteConfig, AgentConfig, ModelConfig | None, str]]:
-    """Suite, agent, model (None where the agent asks none) and effort of every cell."""
+Cell = tuple[SuiteConfig, AgentConfig, ModelConfig | None, str, PerturbationConfig | None]
+"""Suite, agent, model (None where the agent asks none), effort, perturbation (None without)."""
+
+
+def cells_of(config: EvaluateConfig) -> list[Cell]:
+    """Every cell; the oracle, which is asked nothing, is not perturbed."""
     efforts: Sequence[str] = config.efforts or (NONE,)
-    return [(suite, agent, model, effort) for suite in config.suites for agent in config.agents
+    return [(suite, agent, model, effort, change) for suite in config.suites for agent in config.agents
             for model in (config.models if agent.model else (None,))
-            for effort in (efforts if agent.model else (NONE,))]
+            for effort in (efforts if agent.model else (NONE,))
+            for change in ((None,) if agent.kind == "oracle" else (None, *config.perturbations))]
 
 
 def _check_name(what: str, name: str) -> None:

@@ -158,7 +158,8 @@ def _wrong(value: str, named: set[str], seen: str) -> bool:
 
 MISUSED = ("malformed", "unknown_tool", "bad_arguments", "too_many")
 COMPLAINT = re.compile(
-    r"there is no tool|unknown (?:tool|function|argument)|takes the texts|unexpected (?:keyword )?argument|"
+    r"there is no tool|unknown (?:tool|function|argument)|takes the (?:texts|arguments)|"
+    r"unexpected (?:keyword )?argument|"
     r"missing (?:\d+ )?required|is a required property|invalid arguments?|not valid json|"
     r"does not match (?:the )?schema", re.I)
 

@@ -31,12 +31,13 @@ class Grader:
 
         Args:
           suites: to open.
-          timeout_s: of a score.
+          timeout_s: of a score; a suite may ask for more by an attribute `timeout_s`.
 
         Raises:
           ConfigError: a suite cannot be opened.
         """
         self._suites, self._timeout = suites, timeout_s
+        self._patience: dict[str, float] = {}  # by suite
         self._lock = threading.Lock()
         self._begin()
 
@@ -53,6 +54,7 @@ class Grader:
                 if "bad" in found:
                     raise ConfigError(found["bad"])
                 self.ids[suite.name], self.secrets[suite.name] = found["ids"], found["secrets"]
+                self._patience[suite.name] = max(self._timeout, found["timeout_s"])
         except BaseException:
             self.close()
             raise
@@ -72,11 +74,12 @@ class Grader:
         Raises:
           GraderDied: the scorer raised, hung, or the process ended; it is started anew for the next.
         """
-        return Grade(**self._ask(self._timeout, do="grade", suite=suite, task=id, output=dataclasses.asdict(output)))
+        return Grade(**self._ask(self._patience.get(suite, self._timeout), do="grade", suite=suite, task=id,
+                                 output=dataclasses.asdict(output)))
 
     def oracle(self, suite: str, id: str) -> Grade:
         """The score of the truth, which stays there."""
-        return Grade(**self._ask(self._timeout, do="oracle", suite=suite, task=id))
+        return Grade(**self._ask(self._patience.get(suite, self._timeout), do="oracle", suite=suite, task=id))
 
     def _ask(self, timeout_s: float, **message: Any) -> dict[str, Any]:
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
@@ -155,7 +158,8 @@ def _answer(suites: dict[str, Suite], message: dict[str, Any]) -> dict[str, Any]
     name, do = message["suite"], message["do"]
     if do == "open":
         suites[name] = open_suite(build(SuiteConfig, message["config"], f"suite {name}"))
-        return {"ids": list(suites[name].ids), "secrets": list(suites[name].secrets)}
+        return {"ids": list(suites[name].ids), "secrets": list(suites[name].secrets),
+                "timeout_s": getattr(suites[name], "timeout_s", 0.0)}
     suite, id = suites[name], message["task"]
     if do == "task":
         return dataclasses.asdict(suite.task(id))

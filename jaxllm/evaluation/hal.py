@@ -20,8 +20,8 @@ from jaxllm.config import ConfigError
 from jaxllm.evaluation.attempt import Outcome, Setting
 from jaxllm.evaluation.channel import MOST
 from jaxllm.evaluation.config import NONE, AgentConfig
-from jaxllm.evaluation.desk import ToolError
 from jaxllm.evaluation.models import EndpointError, LimitMet, Refused
+from jaxllm.evaluation.world import ToolError
 from jaxllm.sandbox import Limits, Result, Sandbox, SandboxConfig
 from jaxllm.sandbox.pool import Talk
 
@@ -200,9 +200,11 @@ def run_tool(setting: Setting, name: str, arguments: Any) -> str:
     arguments = dict(arguments) if isinstance(arguments, Mapping) else {}
     event = {"kind": "call", "name": name, "arguments": arguments, "outcome": "ok"}
     try:
-        if setting.desk is None:
+        if setting.world is None:
             raise ToolError("this task has no tools")
-        event["result"] = setting.desk.call(name, arguments)
+        if setting.faults is not None:
+            setting.faults.strike()
+        event["result"] = setting.world.call(name, arguments)
         return event["result"]
     except ToolError as error:
         event.update(outcome="failed", result=f"Error: {error}")

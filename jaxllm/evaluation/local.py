@@ -53,5 +53,6 @@ class LocalModel:
 
 
 if __name__ == "__main__":
-    sys.argv = ["jaxllm", *parent().receive()]
+    channel = parent()  # kept: once it is closed, by whichever side, this process ends
+    sys.argv = ["jaxllm", *channel.receive()]
     runpy.run_module("jaxllm", run_name="__main__")

@@ -16,13 +16,18 @@ from jaxllm.agents.interpreter import calculator_tool, python_tool
 from jaxllm.agents.loop import AgentLoop, EpisodeRecord, LoopConfig
 from jaxllm.agents.tools import Answer, CallRecord, Tool, ToolLimits, Toolset
 from jaxllm.evaluation.attempt import Outcome, Setting
-from jaxllm.evaluation.desk import Desk, ToolError
 from jaxllm.evaluation.models import EndpointError, LimitMet, Refused
+from jaxllm.evaluation.perturb import Faults
 from jaxllm.evaluation.suites.base import Task
+from jaxllm.evaluation.world import ToolError, World
 from jaxllm.sandbox import Sandbox, SandboxConfig
 
 SYSTEM = {"text": "Solve the task. End with a line that begins with \"Answer:\" and holds the final answer alone.",
-          "code": "Complete the function. Give the whole function in one fenced block of Python."}
+          "code": "Complete the function. Give the whole function in one fenced block of Python.",
+          "shop": "Buy what is asked for with the tools, at most at its price, and end with a few words once it "
+                  "is done.",
+          "repo": "Mend the fault in the repository with the tools, without a change to its tests. End with a few "
+                  "words once it is mended; or, in place of edits, with a unified diff."}
 FINAL = re.compile(r"^\W*(?:final )?answer\W*:[\s*]*", re.I | re.M)
 
 
@@ -41,9 +46,10 @@ class LoopRunner:
 
     def run(self, setting: Setting, native: bool) -> Outcome:
         """One attempt; `native` says whether tools go to the model in a field of their own."""
-        tools = [] if setting.desk is None else desk_tools(setting.desk, setting.task)
+        tools = [] if setting.world is None else world_tools(setting.world, setting.task)
         tools += [python_tool(self._sandbox)] if self._sandbox is not None else []
         tools += [calculator_tool()] if "calculator" in self._names else []
+        tools = tools if setting.faults is None else [faulty(tool, setting.faults) for tool in tools]
         session = Problem(first_messages(setting.task, setting.agent.system), tools, lambda turns: 0.0)
         backend = _Metered(setting, native)
         config = LoopConfig(turns=setting.agent.turns, at_once=1, workers=1, failed_least=2,
@@ -142,23 +148,35 @@ def _native_call(call: Mapping[str, Any], schemas: Mapping[str, Mapping[str, Any
 def first_messages(task: Task, system: str) -> list[dict[str, str]]:
     """System and user message of a task."""
     system = system or (str(task.input["policy"]) if task.form == "desk" else SYSTEM[task.form])
-    more = {k: v for k, v in task.input.items() if k not in ("question", "policy", "tools")}
+    more = {k: v for k, v in task.input.items() if k not in ("question", "policy", "tools", "archive")}
     question = str(task.input["question"]) + (f"\n\n{json.dumps(more, ensure_ascii=False)}" if more else "")
     return [{"role": "system", "content": system}, {"role": "user", "content": question}]
 
 
-def desk_tools(desk: Desk, task: Task) -> list[Tool]:
-    """The desk's tools for the loop."""
+def world_tools(world: World, task: Task) -> list[Tool]:
+    """The world's tools for the loop."""
     def tool(about: Mapping[str, Any]) -> Tool:
         def run(arguments: Mapping[str, Any]) -> Answer:
             try:
-                return Answer(desk.call(about["name"], arguments))
+                return Answer(world.call(about["name"], arguments))
             except ToolError as error:
                 return Answer(f"Error: {error}", "failed")
 
         return Tool(about["name"], about["description"], about["parameters"], run)
 
     return [tool(about) for about in task.input["tools"]]
+
+
+def faulty(tool: Tool, faults: Faults) -> Tool:
+    """A tool that fails at times."""
+    def run(arguments: Mapping[str, Any]) -> Answer | str:
+        try:
+            faults.strike()
+        except ToolError as error:
+            return Answer(f"Error: {error}", "failed")
+        return tool.run(arguments)
+
+    return dataclasses.replace(tool, run=run)
 
 
 def final_answer(text: str, form: str) -> str:
@@ -178,4 +196,4 @@ def _outcome(record: EpisodeRecord, task: Task, seconds: float, level: str | Non
     if record.broken:
         return Outcome("tool_broken", None, record.trouble, seconds, level, (), metrics)
     answer = final_answer(record.answer, task.form) if record.end == "answer" else None
-    return Outcome("done", answer, None, seconds, level, (), metrics)
+    return Outcome("done", answer, None, seconds, level, (), metrics, None if answer is None else record.answer)

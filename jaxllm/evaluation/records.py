@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxllm.evaluation.attempt import INFRASTRUCTURE
+from jaxllm.evaluation.config import NONE
+
 RESULTS, TRACES, ABOUT = "results.jsonl", "traces.jsonl", "evaluation.json"
-KEY = ("suite", "agent", "model", "effort", "task", "repeat")
+JUDGED = "judged.jsonl"
+KEY = ("suite", "agent", "model", "effort", "perturbation", "task", "repeat")
 Key = tuple[Any, ...]
 
 
 def key_of(record: dict[str, Any]) -> Key:
-    """What says which attempt a record is of."""
-    return tuple(record[name] for name in KEY)
+    """What says which attempt a record is of; one without a word of perturbations had none."""
+    return tuple(record.get("perturbation", NONE) if name == "perturbation" else record[name] for name in KEY)
 
 
 class Log:
@@ -77,15 +81,33 @@ def read_lines(path: str | Path) -> Iterator[dict[str, Any]]:
 
 
 def read_results(directory: str | Path) -> Iterator[dict[str, Any]]:
-    """Results of an evaluation, one for each attempt."""
-    seen: set[Key] = set()
-    for record in read_lines(Path(directory) / RESULTS):
-        if (key := key_of(record)) not in seen:
-            seen.add(key)
+    """Results of an evaluation, one for each attempt: the first that says something of the agent, else the last."""
+    kept: dict[Key, tuple[int, bool]] = {}  # line, and whether it says something
+    for number, record in enumerate(read_lines(Path(directory) / RESULTS)):
+        key = key_of(record)
+        if key not in kept or not kept[key][1]:
+            kept[key] = number, not at_fault(record)
+    chosen = {number for number, _ in kept.values()}
+    for number, record in enumerate(read_lines(Path(directory) / RESULTS)):
+        if number in chosen:
             yield record
+
+
+def at_fault(record: Mapping[str, Any]) -> bool:
+    """Whether a result is a fault of the surroundings, which is tried again."""
+    return record["status"] in INFRASTRUCTURE
 
 
 def read_traces(directory: str | Path) -> Iterator[dict[str, Any]]:
     """Traces that belong to a result; those of attempts that a kill cut short are left out."""
     runs = {record["run"] for record in read_results(directory)}
     return (trace for trace in read_lines(Path(directory) / TRACES) if trace["run"] in runs)
+
+
+def read_judged(directory: str | Path) -> Iterator[dict[str, Any]]:
+    """What the judge found in traces, one line for each run; none where there was no judge."""
+    seen: set[str] = set()
+    for record in read_lines(Path(directory) / JUDGED):
+        if record["run"] not in seen:
+            seen.add(record["run"])
+            yield record

@@ -15,20 +15,26 @@ from typing import Any
 
 from jaxllm.config import ConfigError, check
 from jaxllm.evaluation.attempt import INFRASTRUCTURE, Outcome
-from jaxllm.evaluation.channel import Child, Gone
-from jaxllm.evaluation.config import NONE, AgentConfig, EvaluateConfig, ModelConfig, Price, SuiteConfig, cells_of
+from jaxllm.evaluation.config import (
+    NONE,
+    AgentConfig,
+    EvaluateConfig,
+    ModelConfig,
+    PerturbationConfig,
+    Price,
+    SuiteConfig,
+    cells_of,
+)
 from jaxllm.evaluation.config import prices_of as find_prices
+from jaxllm.evaluation.drivers import Worker, open_driver
 from jaxllm.evaluation.grader import Grader, GraderDied
 from jaxllm.evaluation.hal import agent_files, sandbox_config
 from jaxllm.evaluation.local import LocalModel
-from jaxllm.evaluation.records import ABOUT, KEY, RESULTS, TRACES, Key, Log, key_of, read_lines
+from jaxllm.evaluation.records import ABOUT, KEY, RESULTS, TRACES, Key, Log, at_fault, key_of, read_results
 from jaxllm.evaluation.suites.base import Output
 from jaxllm.files import read_json, write_json
 from jaxllm.sandbox.pool import keeper_settings
 from jaxllm.tracking import environment
-
-WARM_S = 300.0  # for a worker to get an agent's needs ready
-WORKER = "jaxllm.evaluation.worker"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +45,7 @@ class Attempt:
     agent: AgentConfig
     model: ModelConfig | None
     effort: str
+    perturbation: PerturbationConfig | None
     task: str
     repeat: int
 
@@ -46,7 +53,8 @@ class Attempt:
     def key(self) -> Key:
         """As `records.key_of` of its result."""
         model = NONE if self.model is None else self.model.name
-        return (self.suite.name, self.agent.name, model, self.effort, self.task, self.repeat)
+        change = NONE if self.perturbation is None else self.perturbation.name
+        return (self.suite.name, self.agent.name, model, self.effort, change, self.task, self.repeat)
 
 
 def attempt_seed(seed: int, suite: str, task: str, repeat: int) -> int:
@@ -59,9 +67,9 @@ def attempts(config: EvaluateConfig, ids: dict[str, list[str]]) -> Iterator[Atte
     """All of a matrix. Repeats come last, so that a run cut short has compared everybody on the same tasks."""
     cells = cells_of(config)
     for repeat in range(config.repeats):
-        for suite, agent, model, effort in cells:
-            for task in ids[suite.name]:
-                yield Attempt(suite, agent, model, effort, task, repeat)
+        for cell in cells:
+            for task in ids[cell[0].name]:
+                yield Attempt(*cell, task, repeat)
 
 
 def evaluate(config: EvaluateConfig, directory: str | Path,
@@ -69,7 +77,8 @@ def evaluate(config: EvaluateConfig, directory: str | Path,
     """Make every attempt of a matrix that `directory` does not hold yet.
 
     `results.jsonl` gets a line for each finished attempt, `traces.jsonl` what happened in it. A run that is killed at
-    any moment goes on where it was when started again.
+    any moment goes on where it was when started again; attempts that ended in a fault of the surroundings are then made
+    again, and count as the new ones came out.
 
     Args:
       config: the matrix.
@@ -99,11 +108,12 @@ def evaluate(config: EvaluateConfig, directory: str | Path,
         results, traces = Log(directory / RESULTS), Log(directory / TRACES)
         stack.callback(results.close)
         stack.callback(traces.close)
-        done = {key_of(record) for record in read_lines(directory / RESULTS)}
+        done = {key_of(record) for record in read_results(directory) if not at_fault(record)}
         total = sum(1 for _ in attempts(config, grader.ids))
         left = (a for a in attempts(config, grader.ids) if a.key not in done)
         had = total - sum(1 for a in attempts(config, grader.ids) if a.key not in done)
         if had == total:
+            judge_traces(config, directory)
             return directory
         urls = {m.name: m.url for m in config.models}
         for model in config.models:
@@ -112,10 +122,22 @@ def evaluate(config: EvaluateConfig, directory: str | Path,
                 stack.callback(served.close)
                 served.wait()
                 urls[model.name] = served.url
-        pool = _Pool(config, grader, urls, prices, results, traces, left, had, total, progress)
+        driver = open_driver(config.driver, config.ray_address)
+        stack.callback(driver.close)
+        workers = [driver.worker() for _ in range(driver.most(min(config.at_once, total - had)))]
+        pool = _Pool(config, grader, workers, urls, prices, results, traces, left, had, total, progress)
         stack.callback(pool.close)
         pool.run()
+    judge_traces(config, directory)
     return directory
+
+
+def judge_traces(config: EvaluateConfig, directory: Path) -> None:
+    """Have the config's judge, if it has one, look at all traces that it has not seen."""
+    if config.judge is not None:
+        from jaxllm.evaluation.judging import judge
+
+        judge(config.judge, directory, at_once=config.at_once)
 
 
 def check_secrets(config: EvaluateConfig, secrets: dict[str, list[str]]) -> None:
@@ -150,8 +172,8 @@ def write_about(config: EvaluateConfig, directory: Path) -> None:
             if before["config"][name] != stated[name]:
                 raise ConfigError(f"{file}: {name} was {before['config'][name]!r} and is {stated[name]!r} now; use "
                                   "another directory")
-        for axis in ("suites", "agents", "models"):
-            old = {item["name"]: item for item in before["config"][axis]}
+        for axis in ("suites", "agents", "models", "perturbations"):
+            old = {item["name"]: item for item in before["config"].get(axis, ())}
             for item in stated[axis]:
                 if item["name"] in old and old[item["name"]] != item:
                     key = next(k for k in item if old[item["name"]].get(k) != item[k])
@@ -161,17 +183,17 @@ def write_about(config: EvaluateConfig, directory: Path) -> None:
 
 
 class _Pool:
-    """Threads, each with a worker process of its own, that take attempts until there are none."""
+    """Threads, each with a worker of its own, that take attempts until there are none."""
 
-    def __init__(self, config: EvaluateConfig, grader: Grader, urls: dict[str, str], prices: dict[str, Price],
-                 results: Log, traces: Log, left: Iterator[Attempt], had: int, total: int,
+    def __init__(self, config: EvaluateConfig, grader: Grader, workers: list[Worker], urls: dict[str, str],
+                 prices: dict[str, Price], results: Log, traces: Log, left: Iterator[Attempt], had: int, total: int,
                  progress: Callable[[dict[str, Any], int, int], None] | None) -> None:
         self._config, self._grader, self._urls, self._prices = config, grader, urls, prices
         self._results, self._traces, self._left = results, traces, left
         self._made, self._total, self._progress = had, total, progress
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._error: BaseException | None = None
-        self._workers = [_Worker() for _ in range(min(config.at_once, total - had))]
+        self._workers = workers
 
     def run(self) -> None:
         """Until all are made; the first error that is nobody's attempt's is raised."""
@@ -194,7 +216,7 @@ class _Pool:
         for worker in self._workers:
             worker.close()
 
-    def _take(self, worker: _Worker) -> None:
+    def _take(self, worker: Worker) -> None:
         try:
             while not self._stop.is_set():
                 with self._lock:
@@ -207,7 +229,7 @@ class _Pool:
                 self._error = error
             self._stop.set()
 
-    def _make(self, worker: _Worker, attempt: Attempt) -> None:
+    def _make(self, worker: Worker, attempt: Attempt) -> None:
         """Make an attempt, again after faults of the surroundings, and write it down."""
         tries: list[str] = []
         while True:
@@ -228,7 +250,7 @@ class _Pool:
             if self._progress is not None:
                 self._progress(record, self._made, self._total)
 
-    def _once(self, worker: _Worker, attempt: Attempt) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _once(self, worker: Worker, attempt: Attempt) -> tuple[dict[str, Any], dict[str, Any]]:
         name, model, seed = attempt.suite.name, attempt.model, attempt_seed(
             self._config.seed, attempt.suite.name, attempt.task, attempt.repeat)
         if attempt.agent.kind != "oracle":
@@ -249,75 +271,16 @@ class _Pool:
                     "suite": name, "task": dataclasses.asdict(task), "agent": dataclasses.asdict(attempt.agent),
                     "model": None if model is None else dataclasses.asdict(model), "effort": attempt.effort,
                     "url": "" if model is None else self._urls[model.name], "seed": seed,
+                    "perturbation": None if attempt.perturbation is None else dataclasses.asdict(attempt.perturbation),
                     "price": None if price is None else dataclasses.asdict(price),
                     "limits": dataclasses.asdict(self._config.limits)}, events)
                 if found["status"] == "done":
-                    output = Output(found["answer"], found.get("state"))
+                    output = Output(found["answer"], found.get("state"), found.get("text"))
                     grade = dataclasses.asdict(self._grader.grade(name, attempt.task, output))
                 elif found["status"] not in INFRASTRUCTURE:
                     grade = {"score": 0.0, "about": {}}
         except GraderDied as error:
             found = {**found, "status": "grader_died", "error": str(error)}
-        kept = {k: v for k, v in found.items() if k not in ("answer", "state")}
+        kept = {k: v for k, v in found.items() if k not in ("answer", "state", "text")}
         return {"run": uuid.uuid4().hex, **dict(zip(KEY, attempt.key, strict=True)), "seed": seed, **kept, **grade,
                 "seconds": round(time.perf_counter() - begun, 6)}, trace
-
-
-
-
-
-class _Worker:
-    """A worker process, started anew when it is gone."""
-
-    def __init__(self) -> None:
-        self._child: Child | None = Child(WORKER)
-        self._warm: set[str] = set()
-
-    def close(self) -> None:
-        if self._child is not None:
-            self._child.kill()
-            self._child = None
-
-    def _again(self) -> None:
-        self.close()
-        self._child, self._warm = Child(WORKER), set()
-
-    def warm(self, agent: AgentConfig) -> None:
-        """Have an agent's needs ready; what cannot be had is the config's fault."""
-        if self._child is None:
-            self._again()
-        if agent.name in self._warm:
-            return
-        assert self._child is not None
-        try:
-            self._child.channel.send({"warm": dataclasses.asdict(agent)})
-            found = self._child.channel.receive(WARM_S)
-        except (Gone, TimeoutError) as error:
-            self.close()
-            raise RuntimeError(f"a worker did not get agent {agent.name} ready: {error}") from None
-        if "bad" in found:
-            raise ConfigError(f"agent {agent.name}: {found['bad']}")
-        self._warm.add(agent.name)
-
-    def run(self, job: dict[str, Any], events: list[dict[str, Any]]) -> dict[str, Any]:
-        """Run a job, its events as they come; one that does not end in time takes its worker with it."""
-        assert self._child is not None
-        limits, begun = job["limits"], time.monotonic()
-        until = begun + limits["wall_s"] + limits["grace_s"]
-        try:
-            self._child.channel.send(job)
-            while True:
-                message = self._child.channel.receive(max(until - time.monotonic(), 0.0))
-                if "event" in message:
-                    events.append(message["event"])
-                    continue
-                if "bad" in message["done"]:
-                    raise ConfigError(message["done"]["bad"])
-                return message["done"]
-        except TimeoutError:
-            outcome = Outcome("timeout", None, f"did not end within limits.wall_s={limits['wall_s']:g} and was killed",
-                              time.monotonic() - begun)
-        except Gone:
-            outcome = Outcome("worker_died", None, "the process that ran it ended", time.monotonic() - begun)
-        self.close()
-        return dataclasses.asdict(outcome)

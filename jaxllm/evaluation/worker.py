@@ -13,10 +13,11 @@ from typing import Any
 from jaxllm.config import ConfigError, build
 from jaxllm.evaluation.attempt import Outcome, Setting, settled
 from jaxllm.evaluation.channel import Channel, Gone, parent, undumpable
-from jaxllm.evaluation.config import AgentConfig, AttemptLimits, ModelConfig, Price
-from jaxllm.evaluation.desk import Desk
+from jaxllm.evaluation.config import AgentConfig, AttemptLimits, ModelConfig, PerturbationConfig, Price
 from jaxllm.evaluation.models import Meter, Model, open_model
+from jaxllm.evaluation.perturb import Faults, dressed_task
 from jaxllm.evaluation.suites.base import Task
+from jaxllm.evaluation.world import WorldBroken, open_world
 
 EVENTS = 5000  # of an attempt's trace, at most
 CHARACTERS = 20_000  # of a text in it
@@ -67,7 +68,11 @@ def run_attempt(runners: Runners, job: dict[str, Any], tell: Any) -> dict[str, A
     """
     agent, limits = build(AgentConfig, job["agent"]), AttemptLimits(**job["limits"])
     config = None if job["model"] is None else build(ModelConfig, job["model"])
+    change = None if job["perturbation"] is None else build(PerturbationConfig, job["perturbation"])
     task = Task(**job["task"])
+    if change is not None and change.kind == "prompt":
+        task = dressed_task(task, job["seed"])
+    faults = Faults(change.rate, job["seed"]) if change is not None and change.kind == "fault" else None
     runner = runners.of(agent)
     model = None if config is None else runners.model(config, job["url"], job["effort"])
     begun, told = time.monotonic(), 0
@@ -82,9 +87,9 @@ def run_attempt(runners: Runners, job: dict[str, Any], tell: Any) -> dict[str, A
 
     meter = Meter(model, limits, None if job["price"] is None else Price(**job["price"]), job["seed"], timed,
                   begun + limits.wall_s)
-    desk = Desk(task.world) if task.form == "desk" and task.world is not None else None
+    world = open_world(task)
     setting = Setting(job["suite"], task, agent, "" if config is None else config.model, job["effort"], job["seed"],
-                      limits, meter, desk, timed)
+                      limits, meter, world, timed, faults)
     try:
         if agent.kind == "null":
             outcome = Outcome("done")
@@ -93,12 +98,18 @@ def run_attempt(runners: Runners, job: dict[str, Any], tell: Any) -> dict[str, A
         else:
             assert config is not None
             outcome = runner.run(setting, config.native)
+    except WorldBroken as error:
+        outcome = Outcome("tool_broken", None, str(error), time.monotonic() - begun)
     except Exception as error:  # a script of the user's may raise anything
         outcome = Outcome("raised", None, f"{type(error).__name__}: {error}", time.monotonic() - begun)
+    finally:
+        state = None if world is None else world.state
+        if world is not None:
+            world.close()
     outcome = settled(outcome, meter)
     if outcome.answer is not None:
         timed({"kind": "answer", "text": outcome.answer})
-    return {**dataclasses.asdict(outcome), **meter.used(), "state": None if desk is None else desk.state}
+    return {**dataclasses.asdict(outcome), **meter.used(), "state": state}
 
 
 def serve(channel: Channel) -> None:

@@ -344,6 +344,7 @@ def test_masked_diffusion_answers_too(here):
         config_of(here, CONFIG, "cells.response_length=16")
 
 
+@pytest.mark.slow
 def test_commands(run, here, capsys):
     cells = str(here / "cells")
     assert main(["cells", "evaluate", str(run), "--out", str(here / "e"), "limit=12", "components=4"]) == 0

@@ -276,6 +276,7 @@ def test_unsupported_configs(tmp_path, change, message):
         load_pretrained(tmp_path / "m")
 
 
+@pytest.mark.slow
 def test_smollm2_matches_its_golden():
     path = smollm2_path()
     if path is None:

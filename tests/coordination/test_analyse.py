@@ -69,7 +69,7 @@ def test_agents_that_differ_and_agents_that_do_not():
 
 
 def test_the_likelihood_ratio_is_that_of_a_mixed_model():
-    """Agents are draws of a normal vector whose entries share a part; a general optimiser finds its likelihood's maximum."""
+    """An agent's guesses are a normal vector with a shared part, whose likelihood a general optimiser maximises."""
     rng = np.random.default_rng(2)
     x = rng.normal(25, 2, (12, 5)) + np.arange(5)
     y = x - x.mean(1, keepdims=True)

@@ -38,7 +38,8 @@ CASES = {
     "top_k_dual": ("dual", "llada", dict(BLOCK, tokens_per_step=3)),
 }
 # Each compiles a decoder of its own; what these are about, others or the goldens show too.
-SLOW = ("gamma_minus_1", "gamma_2", "top_k", "factor", "window_longer_than_left", "many_tracks")
+SLOW = ("gamma_minus_1", "gamma_2", "top_k", "factor", "window_longer_than_left", "many_tracks", "drift_over_keys",
+        "window_of_one", "dream_block_caching_off", "schedule_dual", "factor_prefix", "recompute_top_k")
 PROMPT_LENGTHS = (5, 19)
 
 
@@ -107,7 +108,8 @@ def eos_case(pairs, family, method, settings, wanted):
 
 
 @pytest.mark.parametrize("wanted", ["first", "middle"])
-@pytest.mark.parametrize("method", ["full", "prefix", "dual", "elastic", "full_recompute"])
+@pytest.mark.parametrize("method", ["full", "elastic", *(pytest.param(m, marks=pytest.mark.slow)
+                                                         for m in ("prefix", "dual", "full_recompute"))])
 def test_eos(pairs, method, wanted):
     settings = dict(BLOCK if method in ("full", "prefix", "dual") else WINDOW, threshold=0.5)
     prompt, token = eos_case(pairs, "llada", method, settings, wanted)

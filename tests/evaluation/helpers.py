@@ -1,6 +1,7 @@
 """Agents, scripts and suites for tests."""
 
 import json
+import os
 from pathlib import Path
 
 from jaxllm.evaluation.config import AgentConfig, AttemptLimits, ModelConfig, SuiteConfig
@@ -51,6 +52,13 @@ def suite(directory: Path, count: int = 3, name: str = "letters") -> SuiteConfig
     lines = [{"id": f"t{i}", "question": chr(97 + i % 25), "answer": chr(98 + i % 25)} for i in range(count)]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return SuiteConfig("jsonl", path=str(file))
+
+
+def keep(name: str, png: bytes, tmp_path: Path) -> None:
+    """Write a screenshot; with SCREENSHOTS=DIRECTORY where somebody can look at it."""
+    place = Path(os.environ.get("SCREENSHOTS") or tmp_path)
+    place.mkdir(parents=True, exist_ok=True)
+    (place / name).write_bytes(png)
 
 
 QUICK = AttemptLimits(wall_s=5.0, grace_s=2.0, memory_mb=300)

@@ -6,9 +6,11 @@ import time
 import pytest
 
 from jaxllm.config import ConfigError
+from jaxllm.data.probes import PROBES
 from jaxllm.evaluation.config import SuiteConfig
 from jaxllm.evaluation.grader import Grader, GraderDied
 from jaxllm.evaluation.suites import Output
+from jaxllm.evaluation.world import open_world
 from tests.evaluation.helpers import suite
 
 
@@ -16,17 +18,21 @@ from tests.evaluation.helpers import suite
 def grader():
     names = "spell_backward", "chain_sum", "number_sorting"
     gym = [SuiteConfig("reasoning_gym", generator=name, size=8) for name in names]
-    made = Grader((*gym, SuiteConfig("desk", size=24), SuiteConfig("humaneval", size=4)))
+    probes = [SuiteConfig("probes", generator=name, size=2, settings={"length": 450}) for name in PROBES]
+    made = Grader((*gym, *probes, SuiteConfig("desk", size=24), SuiteConfig("shop", size=6),
+                   SuiteConfig("humaneval", size=4)))
     yield made
     made.close()
 
 
-@pytest.mark.parametrize("name", ["spell_backward", "chain_sum", "number_sorting", "desk", "humaneval"])
+@pytest.mark.parametrize("name", ["spell_backward", "chain_sum", "number_sorting", "desk", "shop", "humaneval",
+                                  *PROBES])
 def test_oracles_solve_all_and_nobody_nothing(grader, name):
     for id in grader.ids[name]:
         task = grader.task(name, id)
         assert grader.oracle(name, id).score == 1 and task == grader.task(name, id)
-        state = None if task.world is None else task.world["database"]
+        world = open_world(task)
+        state = None if world is None else world.state
         assert grader.grade(name, id, Output(None, state)).score == 0
         assert grader.grade(name, id, Output(" ", state)).score == 0
         assert grader.grade(name, id, Output("The answer is banana.", state)).score < 1

@@ -16,14 +16,15 @@ def loop():
     return loop
 
 
-def run(loop, script, task, turns=16, native=False, limits=AttemptLimits()):  # noqa: B008 - frozen
+def run(loop, script, task, turns=16, native=False, limits=AttemptLimits(), faults=None):  # noqa: B008 - frozen
     from jaxllm.evaluation.attempt import Setting, settled
     from jaxllm.evaluation.models import Meter
 
     events = []
     meter = Meter(script, limits, None, 0, events.append, time.monotonic() + limits.wall_s)
     desk = Desk(task.world) if task.world else None
-    setting = Setting("s", task, AgentConfig("a", turns=turns), "m", "none", 0, limits, meter, desk, events.append)
+    setting = Setting("s", task, AgentConfig("a", turns=turns), "m", "none", 0, limits, meter, desk, events.append,
+                      faults)
     runner = loop.LoopRunner(())
     return settled(runner.run(setting, native), meter), events, desk
 
@@ -91,3 +92,26 @@ def test_limits_end_an_episode(loop):
     ("The answer is unclear", "The answer is unclear")])
 def test_final_answers(loop, text, answer):
     assert loop.final_answer(text, "text") == answer and loop.final_answer(text, "code") == text
+
+
+def test_a_call_that_fails_is_not_made_and_can_be_made_again(loop):
+    from jaxllm.agents.calls import write_call
+    from jaxllm.evaluation.perturb import Faults
+
+    suite = open_suite(SuiteConfig("desk", size=100))
+    id = f"{number_of('cancel'):04d}"
+    order = draw(int(id), 0).facts[0]
+    call = write_call("cancel_order", {"order_id": order})
+    seed = next(s for s in range(99) if (f := Faults(0.5, s)) and _struck(f) and not _struck(f))
+    outcome, events, desk = run(loop, Turns(call, call, f"Order {order} is cancelled."), suite.task(id),
+                                faults=Faults(0.5, seed))
+    assert [e["outcome"] for e in events if e["kind"] == "call"] == ["failed", "ok"]
+    assert suite.grade(id, Output(outcome.answer, desk.state)).score == 1
+
+
+def _struck(faults):
+    try:
+        faults.strike()
+    except ValueError:
+        return True
+    return False

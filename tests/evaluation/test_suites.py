@@ -4,6 +4,9 @@ import json
 import re
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 
 from jaxllm.config import ConfigError
 from jaxllm.evaluation.config import SuiteConfig
@@ -98,6 +101,29 @@ def clerk(desk, wish):
         return "No, by P3."
     desk.call("return_order", {"order_id": order})
     return f"{order} is returned, you get {total}."
+
+
+def test_probes_by_words_and_tokens_and_their_steps(tmp_path):
+    words = open_suite(SuiteConfig("probes", generator="needle", size=2, settings={"length": 200}))
+    assert all(180 < len(words.task(id).input["question"].split()) <= 200 for id in words.ids)
+    pieces = Tokenizer(WordLevel({"[UNK]": 0}, "[UNK]"))
+    pieces.pre_tokenizer = Split("", "isolated")  # a token for each character
+    pieces.save(str(tmp_path / "tokenizer.json"))
+    settings = {"length": 900, "tokenizer": str(tmp_path)}
+    tokens = open_suite(SuiteConfig("probes", generator="needle", size=2, settings=settings))
+    assert all(750 < len(tokens.task(id).input["question"]) <= 900 for id in tokens.ids)
+    steps = open_suite(SuiteConfig("probes", generator="assignments", size=2, settings={"length": 0, "steps": 4}))
+    full = steps.oracle("0000")
+    assert steps.grade("0000", full).about == {"answered": True, "required": 4, "written": 4, "right": 4}
+    cut = Output(full.answer.split()[-1], None, full.answer)  # as the loop cuts it
+    assert steps.grade("0000", cut).about["written"] == 4 and steps.grade("0000", cut).score == 1
+    short = Output(full.answer.split("\n")[-1])
+    assert steps.grade("0000", short).score == 1 and steps.grade("0000", short).about["written"] == 0
+    for bad, said in (({"lenght": 3}, "length"), ({"seed": 1}, "suite's"), ({"depth": 3}, "depth")):
+        with pytest.raises(ConfigError, match=said):
+            open_suite(SuiteConfig("probes", generator="needle", size=2, settings=bad))
+    with pytest.raises(ConfigError, match="needle"):
+        open_suite(SuiteConfig("probes", generator="needel", size=2))
 
 
 def write(tmp_path, *lines):

@@ -161,6 +161,7 @@ def test_new_weights_between_steps_keep_the_caches():
     assert found[0].versions.tolist() == [7] * 5 + [8] * 7
 
 
+@pytest.mark.slow
 def test_routes_are_those_of_a_whole_pass():
     params, model = init(EXPERTS), EXPERTS
     engine = Engine(params, model, dataclasses.replace(CONFIG, keep_routes=True))

@@ -175,6 +175,7 @@ def tokens(rows=2, length=9, seed=0):
     return np.random.default_rng(seed).integers(0, 40, (rows, length)).astype(np.int32)
 
 
+@pytest.mark.slow
 def test_a_pass_replays_the_routes_of_another():
     params, config = random_model()
     out = apply(params, config, tokens())
@@ -227,6 +228,7 @@ def test_the_halves_of_a_layer_give_the_whole_model(changes):
     np.testing.assert_allclose(layer_by_layer(params), apply(params, config, tokens()).logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dispatch_by_config_changes_no_logit_and_no_gradient():
     params, config = random_model(remat="full", balance_coef=0.1)
 

@@ -55,6 +55,7 @@ def test_records_need_a_scorer(records):
         records(GOOD, reward={"name": "task"})
 
 
+@pytest.mark.slow
 def test_records_are_trained_on(records, tmp_path):
     records(GOOD, {"prompt": "2 =", "answer": "2", "more": 1}, steps=2, reward={"name": f"{REWARDS}:Even"})
     assert {g["prompt"] for g in groups(tmp_path / "run")} == {0, 1} and set(metrics(tmp_path / "run")) == {1, 2}

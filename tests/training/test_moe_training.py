@@ -130,6 +130,7 @@ def test_the_balance_loss_evens_the_load():
     assert metrics[-1]["moe/load_cv"] < 0.7 * metrics[0]["moe/load_cv"]
 
 
+@pytest.mark.slow
 def test_a_diffusion_run_logs_its_routers_and_is_exported(tmp_path):
     from jaxllm.checkpoint import load_pretrained
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from jaxllm.config import check, nearest
+from jaxllm.data.probes import ProbeConfig, make_probe
 from jaxllm.data.tasks.addition import Addition, AdditionConfig
 from jaxllm.data.tasks.base import Task
 from jaxllm.data.tasks.gym import GameOfLife, ReasoningGym
@@ -25,7 +26,7 @@ class TaskConfig:
       min_steps, max_steps: range of simulated steps, one drawn per problem (game_of_life).
       count_down: number the worked steps by those still to do in place of those begun (game_of_life).
       fill: share of the board filled at the start, one draw with replacement per cell counted (game_of_life).
-      addition, multiplication, running_sum: settings of the tasks of these names.
+      addition, multiplication, running_sum, probe: settings of the tasks of these names.
     """
 
     name: str = "game_of_life"
@@ -38,6 +39,7 @@ class TaskConfig:
     addition: AdditionConfig = AdditionConfig()
     multiplication: MultiplicationConfig = MultiplicationConfig()
     running_sum: RunningSumConfig = RunningSumConfig()
+    probe: ProbeConfig = ProbeConfig()
 
     def __post_init__(self) -> None:
         check(self.name in TASKS or self.name.startswith("reasoning_gym/"), "task.name", self.name,
@@ -53,6 +55,7 @@ TASKS: dict[str, Callable[[TaskConfig], Task]] = {
     "addition": lambda config: Addition(config.addition, config.seed),
     "multiplication": lambda config: Multiplication(config.multiplication, config.seed),
     "running_sum": lambda config: RunningSum(config.running_sum, config.seed),
+    "probe": lambda config: make_probe(dataclasses.replace(config.probe, seed=config.seed)),
 }
 
 

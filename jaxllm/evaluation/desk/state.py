@@ -7,6 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from jaxllm.evaluation.world import ToolError, checked_arguments
+from jaxllm.evaluation.world import tool_about as _tool
+
 POLICY = """\
 You serve customers of a mail-order shop. Act by these rules only, with the tools.
 
@@ -29,13 +32,6 @@ ACTING = ("cancel_order", "return_order", "change_address", "exchange_item")
 """Tools that change the database."""
 
 
-def _tool(name: str, description: str, **parameters: str) -> dict[str, Any]:
-    return {"name": name, "description": description, "parameters": {
-        "type": "object", "properties": {key: {"type": "string", "description": text}
-                                         for key, text in parameters.items()},
-        "required": list(parameters), "additionalProperties": False}}
-
-
 TOOLS = (
     _tool("find_customer", "Looks a customer up by email.", email="address of the account"),
     _tool("get_order", "Shows an order.", order_id="such as W1234"),
@@ -49,10 +45,6 @@ TOOLS = (
     _tool("ask_customer", "Asks the customer something and returns what they say.", question="in plain words"),
 )
 """Name, description and JSON schema of each tool."""
-
-
-class ToolError(ValueError):
-    """What was asked of a tool cannot be done; the text is for the model."""
 
 
 class Desk:
@@ -73,13 +65,11 @@ class Desk:
         Raises:
           ToolError: there is no such tool, order, customer or variant, or arguments are missing.
         """
-        known = next((tool for tool in TOOLS if tool["name"] == name), None)
-        if known is None:
-            raise ToolError(f"there is no tool {name!r}")
-        wanted = known["parameters"]["required"]
-        if sorted(arguments) != sorted(wanted) or not all(isinstance(v, str) for v in arguments.values()):
-            raise ToolError(f"{name} takes the texts {', '.join(wanted)}")
+        checked_arguments(TOOLS, name, arguments)
         return getattr(self, f"_{name}")(**arguments)
+
+    def close(self) -> None:
+        """Nothing runs."""
 
     def _find_customer(self, email: str) -> str:
         for id, customer in self.state["customers"].items():

@@ -12,7 +12,9 @@ from jaxllm.evaluation.config import SuiteConfig
 from jaxllm.evaluation.suites.base import Grade, Output, Suite, Task
 
 SUITES: dict[str, str] = {"reasoning_gym": "gym:GymSuite", "humaneval": "humaneval:HumanEvalSuite",
-                          "desk": "desk:DeskSuite", "jsonl": "jsonl:JsonlSuite"}
+                          "desk": "desk:DeskSuite", "shop": "shop:ShopSuite", "probes": "probes:ProbeSuite",
+                          "swe": "swe:SweSuite", "jsonl": "jsonl:JsonlSuite", "inspect": "inspect_task:InspectSuite",
+                          "hal": "hal_data:HalSuite"}
 """Kind -> `module:class` of this package; imported when asked for, since scorers bring much with them."""
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-Form = Literal["text", "code", "desk"]
+Form = Literal["text", "code", "desk", "shop", "repo"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Task:
 
     Attributes:
       id: within its suite.
-      form: `text`: a short final answer. `code`: Python. `desk`: a customer to be served with tools.
+      form: `text`: a short final answer. `code`: Python. With tools: `desk`: a customer to be served; `shop`: something
+        to be bought; `repo`: a repository to be mended.
       input: for the agent, all of it; JSON.
       world: for the harness beside the agent, which needs it to play the agent's surroundings; JSON. Never the agent's,
         and no answer either.
@@ -34,10 +35,12 @@ class Output:
     Attributes:
       answer: the agent's words; None for none.
       state: of the world after it, as the harness saw it.
+      text: all of the last turn that the answer is the end of, where it is known.
     """
 
     answer: str | None
     state: Any = None
+    text: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

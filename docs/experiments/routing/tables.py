@@ -1,0 +1,42 @@
+"""The table of a study of this directory over its seeds: accuracy and share of executions saved of every arm.
+
+Run: python docs/experiments/routing/tables.py smollm2|arithmetic
+"""
+
+import sys
+from pathlib import Path
+
+from jaxllm.files import read_json, read_jsonl
+from jaxllm.studies import mean_interval
+
+ARMS = ("unrouted", "routed", "random", "static", "early exit", "per token", "oracle")
+
+
+def main() -> None:
+    """Print Markdown."""
+    here = Path("docs/experiments/routing") / sys.argv[1]
+    seeds = sorted(row["seed"] for row in read_jsonl(here / "cells.jsonl"))
+    reports = [read_json(here / f"seed_{seed}" / "evaluation.json") for seed in seeds]
+    print(f"| family (problems a seed, {len(seeds)} seeds) | {' | '.join(ARMS)} | routed less unrouted | less random |")
+    print("|" + "---|" * (len(ARMS) + 3))
+    for family in reports[0]["families"]:
+        found = [r["families"][family] for r in reports]
+        cells = []
+        for arm in ARMS:
+            if any(arm not in f["arms"] for f in found):
+                cells.append("")
+                continue
+            accuracy = mean_interval([f["arms"][arm]["accuracy"][0] for f in found]).value
+            saved = mean_interval([f["arms"][arm]["saved"][0] for f in found]).value
+            cells.append(f"{accuracy:.2f}" + ("" if arm == "unrouted" else f" ({saved:.0%})"))
+        differences = []
+        for other in ("unrouted", "random"):
+            d = mean_interval([f["arms"]["routed"]["accuracy"][0] - f["arms"][other]["accuracy"][0] for f in found])
+            differences.append(f"{d.value:+.2f} ({d.low:+.2f} to {d.high:+.2f})")
+        print(f"| {family} ({found[0]['role']}, {found[0]['problems']}) | {' | '.join([*cells, *differences])} |")
+    for name in ("agreement", "always_once", "macro_f1"):
+        print(name, [round(row[name], 3) for row in read_jsonl(here / "cells.jsonl")])
+
+
+if __name__ == "__main__":
+    main()
