@@ -1,4 +1,4 @@
-"""`jaxllm data prepare`: records tokenised once into a directory that configs name as `path`."""
+"""`jaxllm data`: `prepare` tokenises records once into a directory for configs to name; `commits` makes records."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from typing import Any
 
 from jaxllm.config import ConfigError, load, nearest
 
-ACTIONS = ("prepare",)
+ACTIONS = ("prepare", "commits")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("action", help="prepare: tokenise records into a cache, unless it is there and still right")
+    parser.add_argument("action", help="prepare: tokenise records into a cache, unless it is there and still right; "
+                                       "commits: records for mid-training from a git repository, for prepare")
     parser.add_argument("source", type=Path, help="config.yaml with data paths, a .jsonl or .parquet file, a directory "
-                                                  "of such files, or a datasets directory")
+                                                  "of such files, a datasets directory; a git repository for commits")
     parser.add_argument("--tokenizer", type=Path, help="directory or tokenizer.json; the config's by default")
     parser.add_argument("--out", type=Path, required=True, help="directory to write; with several paths in a config, "
                                                                 "one below it for each")
@@ -28,6 +29,12 @@ def run(args: argparse.Namespace) -> int:
     """Build, and print what was built."""
     if args.action not in ACTIONS:
         raise ConfigError(f"data {args.action!r} is unknown; {nearest(args.action, ACTIONS)}")
+    if args.action == "commits":
+        from jaxllm.data.commits import CommitsConfig, write_commits
+
+        counts = write_commits(args.source, args.out, load(CommitsConfig, None, args.overrides))
+        print(f"{args.out}: {', '.join(f'{count:,} {kind}' for kind, count in counts.items())}")
+        return 0
     from jaxllm.data import load_chat_template, prepare
 
     sources, tokenizer, place = _of_config(args) if args.source.suffix in (".yaml", ".yml") else _of_path(args)

@@ -1,4 +1,4 @@
-"""`jaxllm swe mine RECIPE --out DIR`: bug-fix tasks from a package with good tests."""
+"""`jaxllm swe`: bug-fix tasks from a package with good tests, and small files of them (`mine`, `pack`, `unpack`)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     action.add_argument("--downloads", type=Path, help="where source distributions lie; fetched ones are put there")
     action.add_argument("--workers", type=int, default=1, help="runs at once (%(default)s)")
     action.add_argument("overrides", nargs="*", metavar="key=value", help="such as most=50 keep=20 seed=1")
+    action = actions.add_parser("pack", help="one small file of what was mined", description="Write a packed file.")
+    action.add_argument("home", type=Path, help="a package's directory below the --out of mine")
+    action.add_argument("--out", type=Path, required=True, help="JSON file")
+    action = actions.add_parser("unpack", help="instances of a packed file", description="Make instances again.")
+    action.add_argument("packed", type=Path, help="JSON file of pack")
+    action.add_argument("--out", type=Path, required=True, help="directory for snapshot and instances.jsonl")
+    action.add_argument("--downloads", type=Path, help="where source distributions lie; fetched ones are put there")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Mine, then show what came of it."""
+    """Do it, then show what came of it."""
+    if args.action == "pack":
+        from jaxllm.swe.packing import pack
+
+        data = pack(args.home, args.out)
+        print(f"wrote {args.out}: {len(data['tasks'])} tasks")
+        return 0
+    if args.action == "unpack":
+        from jaxllm.swe.packing import unpack
+
+        found = unpack(args.packed, args.out, args.downloads)
+        print(f"wrote {args.out / 'instances.jsonl'}: {len(found.instances)} instances")
+        return 0
     from jaxllm.studies import console
     from jaxllm.swe.mining import MineConfig, mine
     from jaxllm.swe.recipes import open_recipe

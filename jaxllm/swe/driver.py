@@ -1,12 +1,66 @@
 """Runs pytest inside the sandbox and writes one record a test; the standard library and pytest only.
 
 Sent as text, never imported by jaxllm. Standard input holds what to run, read before anything of the tested code is
-imported; records go to a file outside the tree under a name that is drawn for the run, each with the same mark.
+imported; records go to a file outside the tree under a name that is drawn for the run, each with the same mark. Where
+`runs` holds several, pytest is loaded once and each is a fork of it, with its changes laid over the tree meanwhile.
 """
 
 
-def main():
-    """Read, run, report."""
+def each(given):
+    """All `runs`, one fork after the other; how each ended goes to a file of its own."""
+    import base64
+    import gc
+    import importlib
+    import json
+    import os
+    import signal
+    import time
+
+    import _pytest.config
+
+    for name in _pytest.config.default_plugins:  # what every fork would load
+        importlib.import_module(f"_pytest.{name}")
+
+    def lay(changes):
+        for path, content in changes.items():
+            path = os.path.join(given["root"], path)
+            if content is None:
+                if os.path.lexists(path):
+                    os.unlink(path)
+                continue
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "wb") as out:
+                out.write(base64.b64decode(content))
+
+    os.makedirs(given["root"], exist_ok=True)
+    gc.freeze()
+    report = os.open(given["report"], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+    for number, run in enumerate(given["runs"]):
+        lay(run["changes"])
+        child = os.fork()
+        if not child:
+            os.close(report)
+            main({**given, **run})
+            os._exit(1)
+        end, ended = time.monotonic() + given["wall_s"], None
+        while ended is None:
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                ended = "ok" if status == 0 else "failed"
+            elif time.monotonic() > end:
+                ended = "timeout"
+            else:
+                time.sleep(0.005)
+        if ended == "timeout":  # what it started itself goes with the sandbox
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        os.write(report, json.dumps({"mark": given["report_mark"], "run": number, "ended": ended}).encode() + b"\n")
+        lay(run["back"])
+    os._exit(0)
+
+
+def main(given):
+    """Run and report."""
     import json
     import os
     import re
@@ -14,11 +68,10 @@ def main():
     import sys
     import time
 
-    given = json.loads(sys.stdin.buffer.read())
     out = os.open(given["results"], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
     mark, only, most = given["mark"], given["only"] and set(given["only"]), given["test_s"]
     write, dumps, getpid, mine = os.write, json.dumps, os.getpid, os.getpid()
-    here = os.path.join(os.getcwd(), given["root"])
+    here, before = os.path.join(os.getcwd(), given["root"]), time.process_time()
 
     def put(record):
         if getpid() == mine:  # forks of tested code have nothing to say
@@ -40,6 +93,9 @@ def main():
         """Not an Exception, which tested code may catch."""
 
     def ring(number, frame):
+        if given["stop_slow"]:
+            put({"slow": True})
+            os._exit(0)
         raise TooLong(f"ran longer than {most} s")
 
     def inside(path):
@@ -128,11 +184,22 @@ def main():
         threading.settrace(trace)
     words = ["--rootdir=.", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-o", "addopts=", "-q", "--tb=no",
              "--continue-on-collection-errors", *given["arguments"], *given["files"]]
+    if given["runs"] and not given["details"]:  # what makes messages, and looks for what is never told
+        words += ["--assert=plain", "-p", "no:unraisableexception", "-p", "no:threadexception"]
     code = pytest.main(words, plugins=[recorder])
     sys.settrace(None)
     origin = [inside(getattr(sys.modules.get(name), "__file__", None) or "") for name in given["modules"]]
-    put({"end": int(code), "origin": origin})
+    put({"end": int(code), "origin": origin, "cpu_s": round(time.process_time() - before, 3)})
     os._exit(0)  # nothing of the tested code's at the end of the process
 
 
-main()
+def start():
+    """Read what to do."""
+    import json
+    import sys
+
+    given = json.loads(sys.stdin.buffer.read())
+    (each if given["runs"] else main)(given)
+
+
+start()

@@ -19,7 +19,7 @@ from jaxllm.sandbox import Sandbox
 from jaxllm.swe.counter import counter_tests
 from jaxllm.swe.diffs import PatchError, apply_diff
 from jaxllm.swe.instances import Instance
-from jaxllm.swe.running import Case, TestPlan, TestRun, run_tests
+from jaxllm.swe.running import Case, Job, TestPlan, TestRun, run_many, run_tests
 from jaxllm.swe.trees import Tree, restore_tests, tree_hash
 
 Resolved = Literal["FULL", "PARTIAL", "NO"]
@@ -86,8 +86,7 @@ class RunCache:
     def run(self, tree: Tree, plan: TestPlan, files: Sequence[str], only: Sequence[str] | None = None,
             details: bool = True) -> TestRun:
         """`run_tests`, or what it gave before, whatever `details` were."""
-        tests = json.dumps([dataclasses.asdict(plan), sorted(files), None if only is None else sorted(only)])
-        key = (tree_hash(tree), tests)
+        key = self._key(tree, plan, files, only)
         with self._lock:
             if key in self._runs:
                 self.hits += 1
@@ -98,6 +97,28 @@ class RunCache:
             self._runs[key] = run
             self._append(key, run)
         return run
+
+    def fill(self, jobs: Sequence[Job], plan: TestPlan, together: int = 32) -> None:
+        """Run what is not there yet, as `run_many` does, for `run` to find; for trees that mean no harm."""
+        new: dict[tuple[str, str], Job] = {}
+        for job in jobs:
+            key = self._key(job.tree, plan, job.files, job.only)
+            if key not in self._runs:
+                new[key] = job
+        keys = list(new)
+        for at in range(0, len(keys), together):
+            some = keys[at:at + together]
+            runs = run_many(self.sandbox, [new[key] for key in some], plan, details=False)
+            with self._lock:
+                for key, run in zip(some, runs, strict=True):
+                    self.runs += 1
+                    self._runs[key] = run
+                    self._append(key, run)
+
+    @staticmethod
+    def _key(tree: Tree, plan: TestPlan, files: Sequence[str], only: Sequence[str] | None) -> tuple[str, str]:
+        return tree_hash(tree), json.dumps([dataclasses.asdict(plan), sorted(files),
+                                            None if only is None else sorted(only)])
 
     def _append(self, key: tuple[str, str], run: TestRun) -> None:
         if self.path is not None:

@@ -5,7 +5,8 @@ least one passes, at most a fifth of all tests fail, no error of collection, and
 are made twice and must agree; tests that do not, and those whose checks hold nothing, are listed and left out.
 
 Which test files a mutant meets: the package's tests are traced once, and say which functions each executes. A fault in
-a function's body can show in no test that does not execute it, so that only files with such a test are run, whole.
+a function's body can show in no test that does not execute it, so that only files with such a test are run, whole; with
+`files` only so many of them, where the share of tests that fail is a lower bound.
 What a function did for a test file while that was imported counts for all its tests. FAIL_TO_PASS and PASS_TO_PASS name
 tests of these files alone, so that they claim nothing that was not run.
 """
@@ -29,12 +30,16 @@ from jaxllm.sandbox import Sandbox
 from jaxllm.swe.counter import counter_tests
 from jaxllm.swe.diffs import write_diff
 from jaxllm.swe.grading import held_checks
+from jaxllm.swe.hiding import hide_tests
 from jaxllm.swe.instances import Instance, record_of, write_instances
 from jaxllm.swe.issues import issue_text
 from jaxllm.swe.mutation import Mutant, find_mutants, inverse, same_program
 from jaxllm.swe.recipes import Recipe, code_files, fetch, test_files
-from jaxllm.swe.running import TestRun, run_tests
+from jaxllm.swe.running import Job, TestRun, run_many, run_tests
 from jaxllm.swe.trees import read_tree, tree_hash, write_archive
+
+CALLERS = 12  # tests that are noted of a function
+BATCH = 16  # mutants whose runs share an interpreter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +54,9 @@ class MineConfig:
       held_out: share of functions whose mutants are for testing.
       held_out_packages: packages all of whose mutants are.
       per_function: instances of one function at most.
+      test_s: a mutant is left out if a test of it takes longer, in seconds.
+      files: test files that a mutant is run with, those whose tests are most about its function first; None for all
+        that execute it.
     """
 
     seed: int = 0
@@ -58,13 +66,16 @@ class MineConfig:
     held_out: float = 0.2
     held_out_packages: tuple[str, ...] = ()
     per_function: int = 20
+    test_s: float = 4.0
+    files: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("most", "keep"):
+        for name in ("most", "keep", "files"):
             check(getattr(self, name) is None or getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         check(0 < self.failing < 1, "failing", self.failing, "must lie between 0 and 1")
         check(0 <= self.held_out <= 1, "held_out", self.held_out, "must lie in [0, 1]")
         check(self.per_function >= 1, "per_function", self.per_function, "must be at least 1")
+        check(self.test_s > 0, "test_s", self.test_s, "must be positive")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +87,7 @@ class Baseline:
       flaky: that did not agree with themselves.
       unguarded: that passed although their checks could not hold.
       touching: by function, as (path, first line), the test files that execute it.
+      callers: by function, tests that execute it, at most `CALLERS`.
       seconds, cpu_s: wall and CPU time of a whole run without tracing.
     """
 
@@ -83,6 +95,7 @@ class Baseline:
     flaky: tuple[str, ...]
     unguarded: tuple[str, ...]
     touching: Mapping[tuple[str, int], tuple[str, ...]]
+    callers: Mapping[tuple[str, int], tuple[str, ...]]
     seconds: float
     cpu_s: float
 
@@ -138,7 +151,7 @@ def measure_baseline(recipe: Recipe, tree: dict[str, bytes], sandbox: Sandbox) -
     if not good:
         raise ConfigError(f"recipe {recipe.package}: no test has a check that counter-tests could turn")
     return Baseline(tuple(sorted(good)), tuple(sorted(flaky)), tuple(unguarded), _touching(traced, files),
-                    runs[1].seconds, runs[1].cpu_s)
+                    _callers(traced, good), runs[1].seconds, runs[1].cpu_s)
 
 
 def _touching(run: TestRun, files: Sequence[str]) -> dict[tuple[str, int], tuple[str, ...]]:
@@ -150,65 +163,96 @@ def _touching(run: TestRun, files: Sequence[str]) -> dict[tuple[str, int], tuple
     return {function: tuple(sorted(names)) for function, names in found.items()}
 
 
-def try_mutant(recipe: Recipe, tree: dict[str, bytes], mutant: Mutant, baseline: Baseline,
-               sound: dict[tuple[str, ...], set[str]], sandbox: Sandbox, config: MineConfig,
-               ) -> tuple[str, dict[str, Any]]:
-    """A mutant's verdict and, where it is `kept`, what an instance needs.
+def _callers(run: TestRun, tests: set[str]) -> dict[tuple[str, int], tuple[str, ...]]:
+    """Tests by the functions that they execute; those that execute few functions first."""
+    found: dict[tuple[str, int], list[str]] = collections.defaultdict(list)
+    for test in sorted(tests & set(run.touched), key=lambda test: (len(run.touched[test]), test)):
+        for function in run.touched[test]:
+            if len(found[function]) < CALLERS:
+                found[function].append(test)
+    return {function: tuple(names) for function, names in found.items()}
+
+
+def try_mutants(recipe: Recipe, tree: dict[str, bytes], mutants: Sequence[Mutant], baseline: Baseline,
+                sound: dict[str, set[str]], sandbox: Sandbox, config: MineConfig,
+                ) -> list[tuple[str, dict[str, Any]]]:
+    """Each mutant's verdict and, where it is `kept`, what an instance needs.
 
     `same`: the same program, or none; `untested`: no test executes its function; `survived`: nothing fails;
     `too_many` tests fail; `nothing_passes`; `collection`: an error there; `flaky`: two runs differ; `unsound`: its
-    reversal does not pass; or how its run ended (`timeout`, `cut`, ...).
+    reversal does not pass; `timeout`: a test took longer than `config.test_s`; or how else its run ended.
 
     Args:
       recipe: how tests run.
       tree: the package unmodified.
-      mutant: to try.
+      mutants: to try; their runs share an interpreter.
       baseline: the package's tests.
-      sound: by test files, the tests that pass twice unmodified; filled here.
+      sound: by test file, the tests that pass twice unmodified when it is run by itself; filled here.
       sandbox: where.
       config: the rule.
     """
-    original = tree[mutant.path]
-    program = same_program(mutant.source)
-    if program is None or program == same_program(original):
-        return "same", {}
-    files = baseline.touching.get((mutant.path, mutant.site.code_line), ())
-    wanted = [test for test in baseline.tests if test.partition("::")[0] in files]
-    if not wanted:
-        return "untested", {}
-    broken = {**tree, mutant.path: mutant.source}
-    run = run_tests(sandbox, broken, recipe.plan, files)
-    about: dict[str, Any] = {"files": len(files), "cpu_s": run.cpu_s}
-    if run.status != "ok":
-        return run.status, about
-    if run.collection:
-        return "collection", about
-    good = set(run.passed(wanted))
-    failed = [test for test in wanted if test not in good]
-    if not failed:
-        return "survived", about
-    if len(failed) > config.failing * len(baseline.tests):
-        return "too_many", {**about, "failed": len(failed)}
-    if not good:
-        return "nothing_passes", {**about, "failed": len(failed)}
-    again = run_tests(sandbox, broken, recipe.plan, files)
-    about["cpu_s"] += again.cpu_s
-    unsteady = [test for test in wanted if (test in good) != (test in again.passed([test]))]
-    if again.status != "ok" or unsteady:
-        return "flaky", {**about, "flaky": unsteady[:20]}
-    if files not in sound:  # the reversal is the package byte for byte: two runs serve all mutants of these files
-        first, second = (set(run_tests(sandbox, tree, recipe.plan, files).passed()) for _ in range(2))
-        sound[files] = first & second
-    if missing := set(wanted) - sound[files]:
-        return "unsound", {**about, "missing": sorted(missing)[:20]}
-    cases = {test: run.cases[test] for test in failed if test in run.cases}
-    return "kept", {**about, "fail": failed, "pass": sorted(good), "cases": cases}
+    plan = dataclasses.replace(recipe.plan, test_s=min(config.test_s, recipe.test_s))
+    out: dict[int, tuple[str, dict[str, Any]]] = {}
+    jobs: dict[int, Job] = {}
+    wanted: dict[int, list[str]] = {}
+    for i, mutant in enumerate(mutants):
+        program, original = same_program(mutant.source), same_program(tree[mutant.path])
+        files = _files(baseline, (mutant.path, mutant.site.code_line), config.files)
+        wanted[i] = [test for test in baseline.tests if test.partition("::")[0] in files]
+        if program is None or program == original:
+            out[i] = "same", {}
+        elif not wanted[i]:
+            out[i] = "untested", {}
+        else:
+            jobs[i] = Job({**tree, mutant.path: mutant.source}, files)
+    first = dict(zip(jobs, run_many(sandbox, list(jobs.values()), plan, details=False, stop_slow=True), strict=True))
+    for i, run in first.items():
+        about: dict[str, Any] = {"files": len(jobs[i].files), "cpu_s": run.cpu_s}
+        good = run.passed(wanted[i])
+        failed = len(wanted[i]) - len(good)
+        if run.status != "ok" or run.collection:
+            out[i] = "collection" if run.status == "ok" else run.status, about
+        elif not failed:
+            out[i] = "survived", about
+        elif failed > config.failing * len(baseline.tests):
+            out[i] = "too_many", {**about, "failed": failed}
+        elif not good:
+            out[i] = "nothing_passes", {**about, "failed": failed}
+    left = {i: jobs[i] for i in jobs if i not in out}
+    again = dict(zip(left, run_many(sandbox, list(left.values()), plan, stop_slow=True), strict=True))
+    # The reversal is the package byte for byte, which passed as a whole: two runs of a file serve all its mutants.
+    new = list({name: 0 for i in left for name in jobs[i].files if name not in sound})
+    runs = run_many(sandbox, [Job(tree, (name,)) for name in new for _ in range(2)], plan, details=False)
+    for name, one, two in zip(new, runs[::2], runs[1::2], strict=True):
+        sound[name] = set(one.passed()) & set(two.passed())
+    for i, run in again.items():
+        about = {"files": len(jobs[i].files), "cpu_s": first[i].cpu_s + run.cpu_s}
+        good = set(first[i].passed(wanted[i]))
+        unsteady = sorted(good ^ set(run.passed(wanted[i])))
+        if run.status != "ok" or unsteady:
+            out[i] = "flaky", {**about, "flaky": unsteady[:20]}
+        elif missing := set(wanted[i]) - set().union(*(sound[name] for name in jobs[i].files)):
+            out[i] = "unsound", {**about, "missing": sorted(missing)[:20]}
+        else:
+            failed = [test for test in wanted[i] if test not in good]
+            cases = {test: run.cases[test] for test in failed if test in run.cases}
+            out[i] = "kept", {**about, "fail": failed, "pass": sorted(good), "cases": cases}
+    return [out[i] for i in range(len(mutants))]
+
+
+def _files(baseline: Baseline, function: tuple[str, int], most: int | None) -> tuple[str, ...]:
+    """Test files for a function's mutants."""
+    files = baseline.touching.get(function, ())
+    near = [test.partition("::")[0] for test in baseline.callers.get(function, ())]
+    order = dict.fromkeys([*(name for name in near if name in files), *files])
+    return tuple(sorted(list(order)[:most]))
 
 
 def make_instance(recipe: Recipe, tree: dict[str, bytes], mutant: Mutant, found: Mapping[str, Any], snapshot: Path,
                   config: MineConfig) -> Instance:
-    """An instance of a mutant that was kept."""
+    """An instance of a mutant that was kept; its failing tests are not in its tree but in its test patch."""
     broken = {**tree, mutant.path: mutant.source}
+    given = hide_tests(broken, found["fail"])
     name = hashlib.sha256(mutant.name.encode()).hexdigest()[:10]
     label = inverse(mutant.source, tree[mutant.path])
     about: dict[str, Any] = {
@@ -218,8 +262,8 @@ def make_instance(recipe: Recipe, tree: dict[str, bytes], mutant: Mutant, found:
     if label is not None:
         about["mended_by"] = {"start": label[0].start, "end": label[0].end, "operator": label[1]}
     return Instance(f"{recipe.package}-{name}", issue_text(recipe.package, found["fail"], found["cases"]),
-                    write_diff(broken, tree), "", tuple(found["fail"]), tuple(found["pass"]), str(snapshot),
-                    write_diff(tree, broken), recipe.package, recipe.plan, about)
+                    write_diff(broken, tree), write_diff(given, broken), tuple(found["fail"]), tuple(found["pass"]),
+                    str(snapshot), write_diff(tree, given), recipe.package, recipe.plan, about)
 
 
 def mine(recipe: Recipe, out: str | Path, config: MineConfig = MineConfig(), *, sandbox: Sandbox,  # noqa: B008
@@ -248,34 +292,33 @@ def mine(recipe: Recipe, out: str | Path, config: MineConfig = MineConfig(), *, 
         write_text(file, "".join(json.dumps(record) + "\n" for record in records))
     done, kept = {r["mutant"] for r in records}, sum(r["verdict"] == "kept" for r in records)
     by_function = collections.Counter(r["function"] for r in records if r["verdict"] == "kept")
-    sound: dict[tuple[str, ...], set[str]] = {}
+    sound: dict[str, set[str]] = {}
     begun = time.monotonic()
     left = [mutant for mutant in mutants if mutant.name not in done]
     log(f"{recipe.name}: {len(baseline.tests)} tests in {baseline.seconds:.1f} s, {len(baseline.flaky)} flaky; "
         f"{len(mutants)} mutants, {len(done)} tried before, {kept} kept")
 
-    def attempt(mutant: Mutant) -> dict[str, Any]:
+    def attempt(some: list[Mutant]) -> list[dict[str, Any]]:
         at = time.monotonic()
-        verdict, found = try_mutant(recipe, tree, mutant, baseline, sound, sandbox, config)
-        record: dict[str, Any] = {"mutant": mutant.name, "function": f"{mutant.path}:{mutant.site.function}",
-                                  "operator": mutant.operator, "verdict": verdict}
-        if verdict == "kept":
-            instance = make_instance(recipe, tree, mutant, found, home / "snapshot.tar.gz", config)
-            record |= {"files": found["files"], "cpu_s": found["cpu_s"], "instance": record_of(instance, home)}
-        else:
-            record |= found
-        return {**record, "seconds": round(time.monotonic() - at, 2)}
+        found = try_mutants(recipe, tree, some, baseline, sound, sandbox, config)
+        seconds = round((time.monotonic() - at) / len(some), 2)
+        return [_record(recipe, tree, mutant, verdict, about, home, config) | {"seconds": seconds}
+                for mutant, (verdict, about) in zip(some, found, strict=True)]
 
     workers = sandbox.config.workers
     with concurrent.futures.ThreadPoolExecutor(workers) as pool, file.open("a", encoding="utf-8") as lines:
         at = 0
         while at < len(left) and (config.keep is None or kept < config.keep):
-            batch = []
-            while at < len(left) and len(batch) < workers:
+            batch: list[Mutant] = []
+            taken = collections.Counter(by_function)
+            while at < len(left) and len(batch) < workers * BATCH:
                 mutant, at = left[at], at + 1
-                if by_function[f"{mutant.path}:{mutant.site.function}"] < config.per_function:
+                name = f"{mutant.path}:{mutant.site.function}"
+                if taken[name] < config.per_function:
                     batch.append(mutant)
-            for record in pool.map(attempt, batch):
+                    taken[name] += 1
+            for record in (r for some in pool.map(attempt, [batch[i::workers] for i in range(workers) if batch[i:]])
+                           for r in some):
                 lines.write(json.dumps(record) + "\n")
                 lines.flush()
                 records.append(record)
@@ -286,6 +329,17 @@ def mine(recipe: Recipe, out: str | Path, config: MineConfig = MineConfig(), *, 
             log(f"{recipe.name}: {at}/{len(left)} mutants, {kept} kept, {spent / at:.1f} s each, last "
                 f"{records[-1]['verdict'] if records else '-'}")
     return _finish(recipe, home, records, baseline)
+
+
+def _record(recipe: Recipe, tree: dict[str, bytes], mutant: Mutant, verdict: str, found: Mapping[str, Any], home: Path,
+            config: MineConfig) -> dict[str, Any]:
+    """A line of `attempts.jsonl`."""
+    record: dict[str, Any] = {"mutant": mutant.name, "function": f"{mutant.path}:{mutant.site.function}",
+                              "operator": mutant.operator, "verdict": verdict}
+    if verdict != "kept":
+        return {**record, **found}
+    instance = make_instance(recipe, tree, mutant, found, home / "snapshot.tar.gz", config)
+    return {**record, "files": found["files"], "cpu_s": found["cpu_s"], "instance": record_of(instance, home)}
 
 
 def _opened(recipe: Recipe, home: Path, downloads: str | Path | None) -> dict[str, bytes]:
@@ -315,13 +369,16 @@ def _baseline(recipe: Recipe, tree: dict[str, bytes], home: Path, sandbox: Sandb
     if path.exists():
         record = read_json(path)
         if record["tree"] == tree_hash(tree):
-            touching = {(name, line): tuple(files) for name, line, files in record["touching"]}
+            touching, callers = ({(name, line): tuple(found) for name, line, found in record[key]}
+                                 for key in ("touching", "callers"))
             return Baseline(tuple(record["tests"]), tuple(record["flaky"]), tuple(record["unguarded"]), touching,
-                            record["seconds"], record["cpu_s"])
+                            callers, record["seconds"], record["cpu_s"])
     log(f"{recipe.name}: runs its tests unmodified")
     found = measure_baseline(recipe, tree, sandbox)
-    write_json(path, {"tree": tree_hash(tree), **dataclasses.asdict(dataclasses.replace(found, touching={})),
-                      "touching": [[name, line, list(files)] for (name, line), files in found.touching.items()]})
+    write_json(path, {"tree": tree_hash(tree),
+                      **dataclasses.asdict(dataclasses.replace(found, touching={}, callers={})),
+                      **{key: [[name, line, list(tests)] for (name, line), tests in getattr(found, key).items()]
+                         for key in ("touching", "callers")}})
     return found
 
 

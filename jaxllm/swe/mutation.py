@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import re
 import warnings
 from collections.abc import Callable, Iterator
@@ -82,7 +83,7 @@ def find_sites(source: bytes) -> list[Site]:
 def find_functions(source: bytes) -> list[Function]:
     """Functions of a module, in order, nested ones too."""
     finder = _finder(source)
-    return [] if finder is None else finder.functions
+    return [] if finder is None else list(finder.functions)
 
 
 def inverse(mutant: bytes, original: bytes) -> tuple[Site, str] | None:
@@ -114,6 +115,7 @@ def same_program(source: bytes) -> str | None:
         return None
 
 
+@functools.lru_cache(maxsize=128)
 def _finder(source: bytes) -> _Finder | None:
     if source.startswith(b"\xef\xbb\xbf"):
         return None

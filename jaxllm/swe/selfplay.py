@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from jaxllm.config import check
-from jaxllm.swe.grading import RunCache
+from jaxllm.swe.counter import counter_tests
+from jaxllm.swe.grading import RunCache, forges
 from jaxllm.swe.normal import normal_patch
-from jaxllm.swe.running import TestPlan, TestRun
+from jaxllm.swe.running import Job, TestPlan, TestRun
 from jaxllm.swe.trees import Tree, restore_tests
 
 Outcomes = Mapping[str, bool]
@@ -96,7 +97,8 @@ class Played:
     """What self-play found.
 
     Attributes:
-      chosen: index of the patch to submit; None where there is none.
+      chosen: index of the patch to submit; None where there is none. One under which tests pass that cannot
+        (`jaxllm.swe.counter`) is passed over.
       scores: of each patch; NaN for one that was left out.
       forms: normal form of each patch, a hash; empty for one that was left out.
       used: test files that fail without a patch, by index; the others were left out.
@@ -112,7 +114,7 @@ class Played:
 
 
 def self_play(base: Tree, patches: Sequence[Tree | None], tests: Sequence[Tree | None], plan: TestPlan,
-              cache: RunCache) -> Played:
+              cache: RunCache, *, harmless: bool = False) -> Played:
     """Score patches by tests, and choose.
 
     Equal patches and equal tests run once, since runs are kept by tree and tests.
@@ -123,6 +125,7 @@ def self_play(base: Tree, patches: Sequence[Tree | None], tests: Sequence[Tree |
       tests: the repository with what each test writer made of its test files; None likewise.
       plan: how tests run.
       cache: where.
+      harmless: patches and tests are of a closed form, so that their runs may share an interpreter (`run_many`).
 
     Raises:
       SandboxDead: the sandbox failed.
@@ -134,22 +137,45 @@ def self_play(base: Tree, patches: Sequence[Tree | None], tests: Sequence[Tree |
         tree.get(name) != base.get(name) for name in {*tree, *base})]
     values = np.full(len(patches), np.nan)
     used, before, changed = [], [], []
-    for j, tree in enumerate(tests):
-        files = [] if tree is None else changed_files(base, tree)
-        if not files or tree is None:
+    written = [(j, tree, tuple(changed_files(base, tree))) for j, tree in enumerate(tests) if tree is not None]
+    if harmless:
+        cache.fill([Job(_with(base, tree, files), files) for _, tree, files in written if files], plan)
+    for j, tree, files in written:
+        if not files:
             continue
         outcomes = _outcomes(cache.run(_with(base, tree, files), plan, files))
         if not all(outcomes.values()):
             used.append(j)
             before.append(outcomes)
             changed.append((tree, files))
+    if harmless:
+        cache.fill([Job(_with(fixed[i] or {}, tree, files), files) for i in there for tree, files in changed], plan)
     if there:
         rows = [[_outcomes(cache.run(_with(fixed[i] or {}, tree, files), plan, files)) for tree, files in changed]
                 for i in there]
         values[there] = scores(*counts(before, rows))
-    chosen = there[best(values[there], [forms[i] for i in there])] if there else None
+    chosen, left = None, list(there)
+    while left:
+        chosen = left[best(values[left], [forms[i] for i in left])]
+        if harmless or not _forged(base, fixed[chosen] or {}, changed, plan, cache):
+            break
+        left.remove(chosen)
+        chosen = None
     return Played(chosen, tuple(values.tolist()), tuple(f if i in there else "" for i, f in enumerate(forms)),
                   tuple(used), cache.runs - runs, cache.hits - hits)
+
+
+def _forged(base: Tree, patched: Tree, tests: Sequence[tuple[Tree, Sequence[str]]], plan: TestPlan,
+            cache: RunCache) -> bool:
+    """Whether written tests pass under a patch with checks that cannot hold, which without it do not."""
+    for tree, files in tests:
+        whole = _with(patched, tree, files)
+        passed = cache.run(whole, plan, files).passed()
+        if passed and (odd := forges(whole, plan, passed, cache)[0]):
+            honest = cache.run(counter_tests(_with(base, tree, files), files), plan, files, details=False)
+            if set(odd) - set(honest.passed()):
+                return True
+    return False
 
 
 def changed_files(base: Tree, tree: Tree) -> list[str]:

@@ -25,7 +25,7 @@ from jaxllm.swe.mutation import OPERATORS, Function, Site, apply_rewrite, find_f
 from jaxllm.swe.trees import Tree
 
 SPECIAL = ("<pad>", "<begin>", "<report>", "<find>", "<mend>", "<answer>", "<end>", "<line>", "<indent>", "<dedent>",
-           "<text>", "<number>", "<other>")
+           "<text>", "<number>", "<other>", "<test>", "<act>", "<open>", "<edit>", "<submit>", "<step>")
 PUNCTUATION = ("( ) [ ] { } : , ; . = -> + - * / // % ** @ & | ^ ~ << >> < > <= >= == != += -= *= /= //= %= **= &= |= "
                "^= >>= <<= @= := ...").split()
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]|[^\W\d_A-Za-z]+")

@@ -13,6 +13,7 @@ from jaxllm.swe.grading import RunCache, grade
 from jaxllm.swe.instances import read_instances
 from jaxllm.swe.issues import issue_text
 from jaxllm.swe.mining import MineConfig, mine, split_of
+from jaxllm.swe.packing import pack, unpack
 from jaxllm.swe.recipes import SHIPPED, Recipe, code_files, fetch, open_recipe, test_files
 from jaxllm.swe.running import Case
 
@@ -49,7 +50,11 @@ def test_mines_and_goes_on(sandbox, package, tmp_path):
     assert len(instances) == summary["kept"] and len({r["mutant"] for r in records}) == 4
     instance, cache = instances[0], RunCache(sandbox)
     original = fetch(recipe, tmp_path / "downloads")
-    assert apply_diff(instance.tree(), instance.patch) == original != instance.tree()
+    mended = apply_diff(apply_diff(instance.tree(), instance.test_patch), instance.patch)
+    assert mended == original and {n for n, c in instance.tree().items() if c != original[n]} == {
+        "lib/core.py", "tests/test_core.py"}
+    names = {test.partition("::")[2].partition("[")[0].rpartition("::")[2] for test in instance.fail_to_pass}
+    assert not any(f"def {name}(".encode() in instance.tree()["tests/test_core.py"] for name in names)
     assert grade(instance, instance.patch, cache).resolved == "FULL"
     assert grade(instance, instance.setup_patch, cache).status == "not_applied"
     assert instance.about["split"] in ("train", "test") and instance.about["mended_by"]["operator"]
@@ -63,6 +68,14 @@ def test_mines_and_goes_on(sandbox, package, tmp_path):
     again = read_jsonl(home / "attempts.jsonl")
     assert [r["mutant"] for r in again] == [r["mutant"] for r in records]
     assert read_instances(home / "instances.jsonl") == instances
+    # The packed file gives the same instances.
+    data = pack(home, tmp_path / "lib.json")
+    assert [task[0] for task in data["tasks"]] == [r["mutant"] for r in records if r["verdict"] == "kept"]
+    mined = unpack(tmp_path / "lib.json", tmp_path / "again", tmp_path / "downloads")
+    assert [dataclasses.replace(i, snapshot="", about={}) for i in mined.instances] == [
+        dataclasses.replace(i, snapshot="", about={}) for i in instances]
+    assert [dict(i.about) for i in mined.instances] == [dict(i.about) for i in instances]
+    assert [name.rpartition("::")[2] for name in mined.callers["lib/core.py", 1]] == ["test_add", "test_unit"]
     with pytest.raises(ConfigError, match="mined with other settings .config.seed."):
         mine(recipe, out, dataclasses.replace(config, seed=1), **settings)
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from jaxllm.config import ConfigError
-from jaxllm.swe.running import TestPlan, run_tests
+from jaxllm.swe.running import Job, TestPlan, run_many, run_tests
 
 CORE = "tests/test_core.py"
 
@@ -81,6 +81,24 @@ def test_trace_names_functions(sandbox, repo, plan):
     assert own == {"": {1}, "test_add": {1}, "test_half": {5}, "test_half_raises": {5}, "test_first[1]": {11},
                    "test_first[2]": {11}, "TestMore::test_unit": {1, 5}}
     assert len(run.passed()) == 6
+
+
+def test_many_runs_are_those_of_each_alone(sandbox, repo, plan):
+    """Forks of one interpreter: what one run changes, leaves or ends does not show in the next."""
+    wrong = {**repo, "lib/core.py": repo["lib/core.py"].replace(b"a + b", b"a - b")}
+    gone = {name: content for name, content in repo.items() if name != "lib/core.py"}
+    ends = {**repo, "lib/core.py": b"import os\nos._exit(3)\n", "lib/new.py": b""}
+    hangs = {**repo, "lib/core.py": repo["lib/core.py"].replace(b"return a + b", b"while True: pass")}
+    jobs = [Job(tree, (CORE,)) for tree in (repo, wrong, gone, ends, hangs, repo)]
+    jobs += [Job(repo, ("missing.py",)), Job(wrong, (CORE,), (f"{CORE}::test_half",))]
+    runs = run_many(sandbox, jobs, dataclasses.replace(plan, test_s=0.5), stop_slow=True)
+    assert [run.status for run in runs] == ["ok", "ok", "ok", "cut", "timeout", "ok", "ok", "ok"]
+    alone = [run_tests(sandbox, tree, plan, [CORE]) for tree in (repo, wrong)]
+    for one, run in zip([*alone, alone[0]], [runs[0], runs[1], runs[5]], strict=True):
+        assert {n: (c.status, c.message) for n, c in one.cases.items()} == {
+            n: (c.status, c.message) for n, c in run.cases.items()}
+    assert list(runs[2].collection) == [CORE] and not runs[3].passed() and not runs[4].passed()
+    assert not runs[6].cases and list(runs[7].cases) == [f"{CORE}::test_half"]
 
 
 def test_bad_plans():

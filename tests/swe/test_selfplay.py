@@ -83,7 +83,16 @@ def test_a_planted_patch_comes_first(sandbox, repo, plan):
     assert found.scores[2] == found.scores[4] == found.scores[7] == max(s for s in found.scores if not math.isnan(s))
     assert found.scores[0] == found.scores[1] < found.scores[2]
     assert found.forms[2] == found.forms[4] == found.forms[7] != found.forms[0]
-    # 3 test files alone; then 2 of them with 4 different trees, the fifth patch's being one that ran.
-    assert (found.runs, found.hits) == (3 + 2 * 4, 2)
+    # 3 test files alone; then 2 of them with 4 different trees, the fifth patch's being one that ran; the counter-tests
+    # of the one that passes under the patch that is chosen.
+    assert (found.runs, found.hits) == (3 + 2 * 4 + 1, 2 + 2)
+    liar = {**base, "lib/core.py": b"class Any(int):\n    def __eq__(self, other): return True\n"
+                                   b"    __hash__ = int.__hash__\ndef add(a, b): return Any()\n"
+                                   b"def half(x): return Any()\nfirst = 0\n"}
+    assert self_play(base, [liar, patch(b"b - a")], tests, plan, cache).chosen == 1
+    assert self_play(base, [liar], tests, plan, cache).chosen is None
+    closed = self_play(base, patches, tests, plan, RunCache(sandbox), harmless=True)
+    assert (closed.chosen, closed.used, closed.runs) == (2, (0, 3), 3 + 2 * 4)
+    assert np.allclose(closed.scores, found.scores, equal_nan=True)
     assert self_play(base, patches, tests, plan, cache).runs == 0
     assert self_play(base, [None], tests, plan, cache).chosen is None
