@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import Any
 
 from jaxllm.cli.actions import add_actions, run_action
+from jaxllm.config import load
 
 # action -> (module with add_arguments and run, one line of help)
 ACTIONS = {
@@ -22,3 +25,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the action."""
     return run_action(args, ACTIONS)
+
+
+def add_shards(parser: argparse.ArgumentParser, such_as: str, out: str) -> None:
+    """Arguments of actions on shards."""
+    parser.add_argument("shards", nargs="+", help="JSONL or Parquet files, or directories of them; then key=value, "
+                                                  f"such as {such_as}")
+    parser.add_argument("--out", type=Path, required=True, help=out)
+    parser.add_argument("--config", help="YAML of a FilterConfig")
+
+
+def paths_and_config(args: argparse.Namespace) -> tuple[list[str], Any]:
+    """Shards, and the FilterConfig with what is overridden."""
+    from jaxllm.curation.filter import FilterConfig
+
+    words = [word for word in args.shards if "=" in word]
+    return [word for word in args.shards if "=" not in word], load(FilterConfig, args.config, words)

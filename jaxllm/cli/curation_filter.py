@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from jaxllm.config import load
+from jaxllm.cli.curation import add_shards, paths_and_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument(
-        "shards",
-        nargs="+",
-        help="JSONL or Parquet files, or directories of them; then key=value, such as "
-        "m1.short=20 use=length removed=true",
-    )
-    parser.add_argument("--out", type=Path, required=True, help="another directory than the shards'")
-    parser.add_argument("--config", help="YAML of a FilterConfig")
+    add_shards(parser, "m1.short=20 use=length removed=true", "another directory than the shards'")
 
 
 def run(args: argparse.Namespace) -> int:
     """Filter, then show what went and why."""
-    from jaxllm.curation.filter import FilterConfig, filter_shards
+    from jaxllm.curation.filter import filter_shards
     from jaxllm.studies import console, table
 
-    paths = [word for word in args.shards if "=" not in word]
-    config = load(FilterConfig, args.config, [word for word in args.shards if "=" in word])
+    paths, config = paths_and_config(args)
     report = filter_shards(paths, args.out, config, say=lambda text: print(text, flush=True))
     rows = [["kept", report["kept"], report["kept"] / max(report["records"], 1)],
             *([reason, n, n / max(report["records"], 1)] for reason, n in report["removed"].items()),

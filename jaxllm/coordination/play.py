@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxllm.agents.backends import EndpointConfig
 from jaxllm.config import check, to_dict
 from jaxllm.coordination.game import ARMS, RIGHT, Arm, GameConfig, feedback, personas, prompt, read_guess, target_of
 from jaxllm.coordination.records import CoordinationError, Game, read_games
@@ -66,34 +67,6 @@ class PlayConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ServerConfig:
-    """An OpenAI-compatible server.
-
-    Attributes:
-      url: up to and without `/chat/completions`.
-      model: its name there.
-      key_variable: environment variable of the key; none needed where it is unset.
-      timeout_s: of a request.
-      retries: after 408, 409, 429, 5xx or a broken connection.
-      backoff_s: before the first, doubled each time.
-      workers: requests at once.
-    """
-
-    url: str
-    model: str
-    key_variable: str = "OPENAI_API_KEY"
-    timeout_s: float = 120.0
-    retries: int = 5
-    backoff_s: float = 1.0
-    workers: int = 16
-
-    def __post_init__(self) -> None:
-        check(self.url.startswith(("http://", "https://")), "endpoint.url", self.url, "begins with http:// or https://")
-        check(self.workers >= 1, "endpoint.workers", self.workers, "at least 1")
-        check(self.retries >= 0, "endpoint.retries", self.retries, "not negative")
-
-
-@dataclasses.dataclass(frozen=True)
 class CoordinationConfig:
     """Games and who plays them: `model` or `endpoint`.
 
@@ -101,8 +74,8 @@ class CoordinationConfig:
       play: rules, arms, counts.
       model: directory of a causal model.
       chat_template: directory or `.jinja` file of its chat template; the model's own by default.
-      endpoint: a server instead.
-      temperature: of the draws.
+      endpoint: a server instead; draws by its own `temperature`.
+      temperature: of a model's draws.
       slots: replies in flight of a model.
       length: prompt and reply together, tokens.
     """
@@ -110,7 +83,7 @@ class CoordinationConfig:
     play: PlayConfig = PlayConfig()
     model: str | None = None
     chat_template: str | None = None
-    endpoint: ServerConfig | None = None
+    endpoint: EndpointConfig | None = None
     temperature: float = 1.0
     slots: int = 32
     length: int = 1024
@@ -128,7 +101,7 @@ class CoordinationConfig:
 def open_player(config: CoordinationConfig) -> Player:
     """Who plays."""
     if config.endpoint is not None:
-        return EndpointPlayer(config.endpoint, config.temperature)
+        return EndpointPlayer(config.endpoint)
     return EnginePlayer(str(config.model), config.temperature, config.slots, config.length, config.chat_template)
 
 
@@ -268,12 +241,13 @@ class EnginePlayer:
 class EndpointPlayer:
     """An OpenAI-compatible server; requests at once, tried again where that helps."""
 
-    def __init__(self, config: ServerConfig, temperature: float = 1.0) -> None:
+    def __init__(self, config: EndpointConfig) -> None:
         """Nothing is asked yet."""
         from jaxllm.endpoint import ChatServer
 
-        self._server = ChatServer(config.key_variable, config.timeout_s, config.retries, config.backoff_s)
-        self._config, self._temperature = config, temperature
+        self._server = ChatServer(config.key_variable, config.timeout_s, config.retries, config.backoff_s,
+                                  config.most_backoff_s)
+        self._config = config
         self._pool = concurrent.futures.ThreadPoolExecutor(config.workers, "player")
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int) -> list[str | None]:
@@ -287,7 +261,7 @@ class EndpointPlayer:
             "model": self._config.model,
             "messages": [{"role": "user", "content": text}],
             "seed": seed,
-            "temperature": self._temperature,
+            "temperature": self._config.temperature,
             "max_tokens": max_tokens,
         }
         try:

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
+from jaxllm.agents.backends import EndpointConfig
 from jaxllm.config import ConfigError
 from jaxllm.coordination.game import GameConfig, feedback, personas, prompt, read_guess, target_of
-from jaxllm.coordination.play import EndpointPlayer, PlayConfig, ServerConfig, play
+from jaxllm.coordination.play import EndpointPlayer, PlayConfig, play
 from jaxllm.coordination.records import CoordinationError, read_games, stack
 
 RULES = GameConfig(agents=2, rounds=8)
@@ -104,7 +105,7 @@ def test_too_many_failures_stop_and_write_nothing(tmp_path):
 
 
 def test_an_endpoint_that_is_not_there_gives_no_reply():
-    player = EndpointPlayer(ServerConfig("http://127.0.0.1:9", "none", retries=0, timeout_s=1))
+    player = EndpointPlayer(EndpointConfig("http://127.0.0.1:9", "none", retries=0, timeout_s=1))
     assert player(["a", "b"], [1, 2], 4) == [None, None]
 
 
