@@ -29,8 +29,8 @@ def run(args: argparse.Namespace) -> int:
 
 def add_shards(parser: argparse.ArgumentParser, such_as: str, out: str) -> None:
     """Arguments of actions on shards."""
-    parser.add_argument("shards", nargs="+", help="JSONL or Parquet files, or directories of them; then key=value, "
-                                                  f"such as {such_as}")
+    parser.add_argument("shards", nargs="+", help="JSONL or Parquet files, or directories of them")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"such as {such_as}")
     parser.add_argument("--out", type=Path, required=True, help=out)
     parser.add_argument("--config", help="YAML of a FilterConfig")
 
@@ -39,5 +39,7 @@ def paths_and_config(args: argparse.Namespace) -> tuple[list[str], Any]:
     """Shards, and the FilterConfig with what is overridden."""
     from jaxllm.curation.filter import FilterConfig
 
-    words = [word for word in args.shards if "=" in word]
-    return [word for word in args.shards if "=" not in word], load(FilterConfig, args.config, words)
+    words = [word for word in args.shards if "=" in word]  # argparse gives them to the first list
+    return [word for word in args.shards if word not in words], load(
+        FilterConfig, args.config, [*words, *args.overrides]
+    )
