@@ -7,22 +7,23 @@ turn run first; only an edit that turns them all meets the others.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxllm.config import ConfigError
 from jaxllm.files import read_jsonl
 from jaxllm.rl.rewards import Sample
 from jaxllm.sandbox import Sandbox
 from jaxllm.swe.closed import as_tokens, brief, tokens_of
 from jaxllm.swe.diffs import apply_diff
 from jaxllm.swe.grading import judged_tree
-from jaxllm.swe.instances import Instance, read_instances
+from jaxllm.swe.instances import Instance
 from jaxllm.swe.mutation import apply_rewrite, same_program
 from jaxllm.swe.normal import normal_patch
+from jaxllm.swe.rewards import instance_of, instances_of
 from jaxllm.swe.running import Job, TestPlan, run_many, sandbox_for_tests
 from jaxllm.swe.sites import Choice, edit_choice, read_edit_choice
 
@@ -137,17 +138,14 @@ class PatchReward:
           SandboxDead: the sandbox failed.
           ConfigError: an entry names no instance of the file.
         """
-        by_id = _instances(self.instances)
         tokens = tokens_of()
         found: dict[int, Edit] = {}
         for number, sample in enumerate(samples):
-            instance = by_id.get(sample.entry["instance_id"])
-            if instance is None:
-                raise ConfigError(f"{self.instances}: holds no instance {sample.entry['instance_id']!r}")
+            instance = instance_of(self.instances, sample)
             choice = _choice(self.instances, instance.instance_id, sample.entry["path"], sample.entry["function"])
             picked = None if choice is None else read_edit_choice(tokens, choice, as_tokens(tokens, sample.response))
             if choice is not None and picked is not None:
-                tree = _trees(self.instances)[instance.instance_id]
+                tree = _tree(self.instances, instance.instance_id)
                 found[number] = Edit(instance, choice.path, apply_rewrite(tree[choice.path], *picked))
         with _lock:
             if self not in _judges:
@@ -156,35 +154,13 @@ class PatchReward:
         return [float(good.get(number, False)) for number in range(len(samples))]
 
 
-_loaded: dict[str, dict[str, Instance]] = {}
-_given: dict[str, dict[str, dict[str, bytes]]] = {}
-_choices: dict[tuple[str, str, str, str], Choice | None] = {}
+@functools.cache
+def _tree(file: str, name: str) -> dict[str, bytes]:
+    """What a model sees of an instance."""
+    return instances_of(file)[name].tree()
 
 
-def _instances(path: str) -> dict[str, Instance]:
-    if path not in _loaded:
-        _loaded[path] = {instance.instance_id: instance for instance in read_instances(path)}
-    return _loaded[path]
-
-
-class _Trees(dict):  # type: ignore[type-arg]
-    """Trees by instance, made when asked for."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-
-    def __missing__(self, name: str) -> dict[str, bytes]:
-        self[name] = _instances(self._path)[name].tree()
-        return self[name]
-
-
-def _trees(path: str) -> dict[str, dict[str, bytes]]:
-    return _given.setdefault(path, _Trees(path))
-
-
+@functools.cache
 def _choice(file: str, name: str, path: str, function: str) -> Choice | None:
-    key = (file, name, path, function)
-    if key not in _choices:
-        report = brief(_instances(file)[name].problem_statement)
-        _choices[key] = edit_choice(tokens_of(), _trees(file)[name], path, function, report)
-    return _choices[key]
+    report = brief(instances_of(file)[name].problem_statement)
+    return edit_choice(tokens_of(), _tree(file, name), path, function, report)

@@ -15,9 +15,27 @@ from jaxllm.swe.running import sandbox_for_tests
 
 
 @functools.cache
-def _opened(instances: str, cache: str | None) -> tuple[dict[str, Instance], RunCache]:
-    """One a process."""
-    return {i.instance_id: i for i in read_instances(instances)}, RunCache(sandbox_for_tests(1), cache)
+def instances_of(path: str) -> dict[str, Instance]:
+    """Instances of a file by name, read once a process."""
+    return {i.instance_id: i for i in read_instances(path)}
+
+
+def instance_of(path: str, sample: Sample) -> Instance:
+    """The instance that a sample's entry names.
+
+    Raises:
+      ConfigError: it names none of the file.
+    """
+    name = sample.entry.get("instance_id")
+    if name not in instances_of(path):
+        raise ConfigError(f"{path}: holds no instance {name!r}")
+    return instances_of(path)[name]
+
+
+@functools.cache
+def _runs(instances: str, cache: str | None) -> RunCache:
+    """One a process for each file of instances."""
+    return RunCache(sandbox_for_tests(1), cache)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +89,4 @@ class TestWriterReward:
 
 
 def _found(instances: str, cache: str | None, sample: Sample) -> tuple[Instance, RunCache]:
-    by_id, runs = _opened(instances, cache)
-    name = sample.entry.get("instance_id")
-    if name not in by_id:
-        raise ConfigError(f"{instances}: holds no instance {name!r}")
-    return by_id[name], runs
+    return instance_of(instances, sample), _runs(instances, cache)

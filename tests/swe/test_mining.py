@@ -122,6 +122,14 @@ def test_issue_tells_of_tests_only():
     assert "    AssertionError: assert 3 == 4" in text and "and 1 more" in text and "t.py::d" not in text
 
 
+def test_an_issue_does_not_say_where_the_miners_interpreter_lies():
+    for place in ("/home/me/.venv/lib/python3.11/site-packages/", "/opt/py-3.12/lib/python3.12/"):
+        case = Case("failed", f"TypeError: {place}_pytest/compare.py:29 of <function at {place}operator.py>\n"
+                              "assert '-' == '/opt/py...in/python3.11'")
+        text = issue_text("lib", ["t.py::a"], {"t.py::a": case})
+        assert "TypeError: _pytest/compare.py:29 of <function at operator.py>" in text and "'-' == 'python3.11'" in text
+
+
 def test_bad_settings():
     for settings in ({"failing": 0}, {"most": 0}, {"held_out": 2}, {"per_function": 0}):
         with pytest.raises(ConfigError):
