@@ -50,6 +50,8 @@ class FitConfig:
         thousands of labels; 0.9999 does.
       validation: share of the problems held out for figures.
       seed: of weights and batches.
+      labels: the `shortest` right route of each problem, as in the paper, or one of a few `shared` by all problems.
+      shared: how many of these.
     """
 
     epochs: int = 25
@@ -61,9 +63,11 @@ class FitConfig:
     beta: float = 0.999
     validation: float = 0.1
     seed: int = 0
+    labels: Literal["shortest", "shared"] = "shortest"
+    shared: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch"):
+        for name in ("epochs", "batch", "shared"):
             check(getattr(self, name) >= 1, f"fit.{name}", getattr(self, name), "must be at least 1")
         check(self.gamma == 0 or self.gamma >= 1, "fit.gamma", self.gamma, "must be 0 (plain cross-entropy) or at "
               "least 1: in between the gradient of a sure decision is infinite")

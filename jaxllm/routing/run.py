@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from jaxllm.rl.rewards import Reward
 from jaxllm.routing.config import FamilyConfig, RoutingConfig
 from jaxllm.routing.counts import check_counts
 from jaxllm.routing.fit import collect, fit_routers
+from jaxllm.routing.labels import shared_labels
 from jaxllm.routing.problems import Problem, load_problems, reading
 from jaxllm.routing.rewards import Diffused, Generated, TeacherForced, scorer
 from jaxllm.routing.saved import FILE, model_hash, save_routers
@@ -141,7 +143,8 @@ def search_family(opened: Opened, family: FamilyConfig, out: str | Path, *, coun
     if evaluate is not None:
         with open(file, "a", encoding="utf-8") as stream:
             for number, found in search(left, opened.model.num_layers, evaluate, config.batch, config.search):
-                stream.write(json.dumps({"problem": number, **dataclasses.asdict(found)}) + "\n")
+                routes = ["".join(map(str, r)) for r in found.routes]
+                stream.write(json.dumps({"problem": number, **dataclasses.asdict(found), "routes": routes}) + "\n")
                 stream.flush()
                 done[number] = found
                 evaluated += found.evaluated
@@ -172,8 +175,9 @@ def _begun(file: Path, settings: dict[str, Any], layers: int) -> dict[int, Found
         counts = entry["counts"]
         if counts is not None:
             check_counts(counts, layers, f"{file}: problem {entry['problem']}")
-        done[entry["problem"]] = Found(entry["default"], None if counts is None else tuple(counts),
-                                       entry["evaluated"], entry["right"])
+        best = None if counts is None else tuple(counts)
+        kept = tuple(tuple(map(int, r)) for r in entry.get("routes", ()))  # searches of earlier versions have none
+        done[entry["problem"]] = Found(entry["default"], best, entry["evaluated"], entry["right"], kept)
         whole += len(line.encode())
     if file.is_file() and whole < file.stat().st_size:
         with open(file, "r+b") as stream:
@@ -185,18 +189,29 @@ def train_routers(opened: Opened, out: str | Path, *, progress: Progress = lambd
     """Routers from the searched routes of the `train` families; what `fit.json` holds.
 
     Problems that have not been searched are searched first. Those without a right route teach nothing and are counted.
+    `fit.labels` says which of a problem's right routes is learned.
 
     Raises:
       ConfigError: nothing was solved.
     """
     config, out = opened.config, Path(out)
-    problems, counts, summary = [], [], {}
+    asked: list[Problem] = []
+    searched: list[Found] = []
+    summary = {}
     for family in opened.families("train"):
         found = search_family(opened, family, out, progress=progress)
-        kept = [(opened.problems[family.name][i], f.counts) for i, f in found.items() if f.counts is not None]
-        problems += [p for p, _ in kept]
-        counts += [c for _, c in kept]
+        asked += [opened.problems[family.name][i] for i in found]
+        searched += found.values()
         summary[family.name] = summarize(found)
+    labels, about = [f.counts for f in searched], {}
+    if config.fit.labels == "shared":
+        progress(f"choosing {config.fit.shared} routes for {len(asked)} problems")
+        labels, chosen = shared_labels(searched, opened.model.num_layers, opened.evaluator(asked, opened.engine),
+                                       config.fit.shared)
+        taken = Counter(labels)
+        about = {"shared": [{"route": list(c), "problems": taken[c]} for c in chosen]}
+    problems = [p for p, c in zip(asked, labels, strict=True) if c is not None]
+    counts = [c for c in labels if c is not None]
     if not problems:
         raise ConfigError(f"{out}: no searched problem has a right route; there is nothing to learn")
     progress(f"collecting what routers read of {len(problems)} prompts")
@@ -204,7 +219,7 @@ def train_routers(opened: Opened, out: str | Path, *, progress: Progress = lambd
     features = collect(opened.params, opened.model, read, np.array(counts, np.int8), config.router,
                        batch=config.batch, chunk=config.rows, bucket=config.bucket)
     routers, report = fit_routers(features, config.router, config.fit)
-    report = {"search": summary, **report}
+    report = {"search": summary, **about, "executions": float(np.mean(np.sum(counts, axis=1))), **report}
     save_routers(out / FILE, routers, config.router, opened.base)
     write_json(out / FIT, report)
     return report

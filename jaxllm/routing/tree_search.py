@@ -81,12 +81,14 @@ class Found:
       counts: the shortest right route, of equally short ones the surest; None where no route tried is right.
       evaluated: routes tried.
       right: how many of them were right.
+      routes: the right ones, `counts` first.
     """
 
     default: bool
     counts: tuple[int, ...] | None
     evaluated: int
     right: int
+    routes: tuple[tuple[int, ...], ...] = ()
 
 
 class _Node:
@@ -159,12 +161,11 @@ class Tree:
     @property
     def found(self) -> Found:
         """The result so far."""
-        right = self._right_nodes()
-        best = min(right, key=lambda n: (int(n.counts.sum()), -n.verdict.score), default=None)  # type: ignore[union-attr]
+        right = sorted(self._right_nodes(), key=lambda n: (int(n.counts.sum()), -n.verdict.score))  # type: ignore[union-attr]
+        routes = tuple(tuple(n.counts.tolist()) for n in right)
         tried = [n for n in self._nodes.values() if n.verdict is not None]
         default = self._root.verdict
-        return Found(bool(default and default.right), None if best is None else tuple(best.counts.tolist()),
-                     len(tried), len(right))
+        return Found(bool(default and default.right), routes[0] if routes else None, len(tried), len(right), routes)
 
     def _right_nodes(self) -> list[_Node]:
         return [n for n in self._nodes.values() if n.verdict is not None and n.verdict.right]

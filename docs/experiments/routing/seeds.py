@@ -9,12 +9,12 @@ from jaxllm.config import load
 from jaxllm.routing.config import RoutingConfig
 from jaxllm.routing.evaluation import EvaluateConfig, evaluate_routers
 from jaxllm.routing.plots import draw
-from jaxllm.routing.run import open_routing, train_routers
+from jaxllm.routing.run import Opened, open_routing, train_routers
 
 
 def run_seed(config: str, overrides: list[str], seed: int, run: Path, keep: Path,
-             evaluation: EvaluateConfig) -> tuple[dict[str, float], dict[str, Any], dict[str, Any]]:
-    """Accuracy and share of executions saved of every arm in every family; the fit; the evaluation.
+             evaluation: EvaluateConfig) -> tuple[dict[str, float], dict[str, Any], dict[str, Any], Opened]:
+    """Accuracy and share of executions saved of every arm in every family; the fit; the evaluation; what was opened.
 
     Everything happens in `run`; figures and pictures are copied to `keep`.
     """
@@ -32,4 +32,4 @@ def run_seed(config: str, overrides: list[str], seed: int, run: Path, keep: Path
                     round(r["saved"][0], 4)}
     for family, found in fit["search"].items():
         out |= {f"search/{family}/{name}": value for name, value in found.items() if value is not None}
-    return out, fit, report
+    return out, fit, report, opened

@@ -69,7 +69,7 @@ def measure(arm: None, seed: int) -> dict[str, float]:
         problems.mkdir(parents=True)
         write_problems(problems, seed)
     paths = [f"families.{i}.prompts.path={problems}/{name}.jsonl" for i, name in enumerate(FAMILIES)]
-    out, fit, report = run_seed(CONFIG, paths, seed, run, OUT / f"seed_{seed}", EVALUATION)
+    out, fit, report, _ = run_seed(CONFIG, paths, seed, run, OUT / f"seed_{seed}", EVALUATION)
     for family, found in report["families"].items():
         out |= {f"{family}/decoded/{name}/{what}": round(float(value), 4) for name, g in found["generated"].items()
                 for what, value in (("accuracy", g["accuracy"][0]), ("seconds", g["seconds"]))}

@@ -5,6 +5,9 @@ Run: python docs/experiments/routing/tables.py smollm2|arithmetic
 
 import sys
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from jaxllm.files import read_json, read_jsonl
 from jaxllm.studies import mean_interval
@@ -15,8 +18,10 @@ ARMS = ("unrouted", "routed", "random", "static", "early exit", "per token", "or
 def main() -> None:
     """Print Markdown."""
     here = Path("docs/experiments/routing") / sys.argv[1]
-    seeds = sorted(row["seed"] for row in read_jsonl(here / "cells.jsonl"))
-    reports = [read_json(here / f"seed_{seed}" / "evaluation.json") for seed in seeds]
+    rows = [row for row in read_jsonl(here / "cells.jsonl") if row["arm"] in ("routers", "shared")]
+    seeds = sorted(row["seed"] for row in rows)
+    prefix = "shared" if sys.argv[1] == "arithmetic" else "seed"
+    reports = [read_json(here / f"{prefix}_{seed}" / "evaluation.json") for seed in seeds]
     print(f"| family (problems a seed, {len(seeds)} seeds) | {' | '.join(ARMS)} | routed less unrouted | less random |")
     print("|" + "---|" * (len(ARMS) + 3))
     for family in reports[0]["families"]:
@@ -34,8 +39,15 @@ def main() -> None:
             d = mean_interval([f["arms"]["routed"]["accuracy"][0] - f["arms"][other]["accuracy"][0] for f in found])
             differences.append(f"{d.value:+.2f} ({d.low:+.2f} to {d.high:+.2f})")
         print(f"| {family} ({found[0]['role']}, {found[0]['problems']}) | {' | '.join([*cells, *differences])} |")
-    for name in ("agreement", "always_once", "macro_f1"):
-        print(name, [round(row[name], 3) for row in read_jsonl(here / "cells.jsonl")])
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for row in read_jsonl(here / "cells.jsonl"):
+        arms.setdefault(row["arm"], []).append(row)
+    for arm, of_arm in arms.items():
+        for name in ("agreement", "always_once", "macro_f1"):
+            print(arm, name, [round(row[name], 3) for row in of_arm])
+        points = [name.split("/")[1] for name in of_arm[0] if name.startswith("curve/") and name.endswith("/saved")]
+        print(arm, ", ".join(f"{lean}: {np.mean([row[f'curve/{lean}/accuracy'] for row in of_arm]):.2f} at "
+                             f"{np.mean([row[f'curve/{lean}/saved'] for row in of_arm]):.1%}" for lean in points))
 
 
 if __name__ == "__main__":
