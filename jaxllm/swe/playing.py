@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from jaxllm.swe.recipes import Recipe, code_files, test_files
 from jaxllm.swe.running import Job, TestPlan, run_many
 from jaxllm.swe.selfplay import Played, majority, self_play
 from jaxllm.swe.sites import Choice, SiteTokens, edit_choice, read_edit_choice
+
+Place = tuple[str, str]  # a file, and a function's qualified name in it
+T = TypeVar("T")
 
 
 class Policy:
@@ -67,7 +70,7 @@ class Item:
     instance: Instance
     tree: dict[str, bytes]
     report: str
-    functions: tuple[tuple[str, str], ...]
+    functions: tuple[Place, ...]
     package: Package
 
 
@@ -82,68 +85,79 @@ def find_prompt(tokens: SiteTokens, item: Item) -> Choice | None:
     return find_among(tokens, item.report, item.functions)
 
 
-def localise(policy: Policy, items: Sequence[Item], count: int, seed: int) -> list[list[tuple[str, str] | None]]:
+def localise(policy: Policy, items: Sequence[Item], count: int, seed: int) -> list[list[Place | None]]:
     """`count` functions for each item: the first is the likeliest, the others are drawn."""
     tokens = policy.tokens
     choices = [find_prompt(tokens, item) for item in items]
     where = [(i, j) for i, choice in enumerate(choices) if choice is not None for j in range(count)]
     replies = policy.ask([choices[i].tokens for i, _ in where],  # type: ignore[union-attr]
                          [_seed(seed, "find", items[i], j) for i, j in where], [j == 0 for _, j in where])
-    out: list[list[tuple[str, str] | None]] = [[None] * count for _ in items]
+    out: list[list[Place | None]] = [[None] * count for _ in items]
     for (i, j), reply in zip(where, replies, strict=True):
         at = read_marker(tokens, reply, len(items[i].functions))
         out[i][j] = None if at is None else items[i].functions[at]
     return out
 
 
-def write_edits(policy: Policy, items: Sequence[Item], places: Sequence[Sequence[tuple[str, str] | None]],
+def write_edits(policy: Policy, items: Sequence[Item], places: Sequence[Sequence[Place | None]],
                 seed: int) -> list[list[Edit | None]]:
     """An edit for each place of each item: the first of an item is the likeliest, the others are drawn."""
     tokens = policy.tokens
-    asked: dict[tuple[int, tuple[str, str]], Choice | None] = {}
-    where = []
-    for i, (item, functions) in enumerate(zip(items, places, strict=True)):
-        for j, place in enumerate(functions):
-            if place is None:
-                continue
-            if (i, place) not in asked:
-                asked[i, place] = edit_choice(tokens, item.tree, *place, item.report)
-            if asked[i, place] is not None:
-                where.append((i, j, place))
-    replies = policy.ask([asked[i, p].tokens for i, _, p in where],  # type: ignore[union-attr]
-                         [_seed(seed, "edit", items[i], j) for i, j, _ in where], [j == 0 for _, j, _ in where])
-    out: list[list[Edit | None]] = [[None] * len(functions) for functions in places]
-    for (i, j, place), reply in zip(where, replies, strict=True):
-        choice = asked[i, place]
-        assert choice is not None
+
+    def ask(item: Item, place: Place) -> Choice | None:
+        return edit_choice(tokens, item.tree, *place, item.report)
+
+    def read(item: Item, place: Place, choice: Choice, reply: list[int]) -> Edit | None:
         found = read_edit_choice(tokens, choice, reply)
-        if found is not None:
-            out[i][j] = Edit(items[i].instance, choice.path, apply_rewrite(items[i].tree[choice.path], *found))
-    return out
+        return None if found is None else Edit(
+            item.instance, choice.path, apply_rewrite(item.tree[choice.path], *found))
+
+    return _ask_at(policy, items, places, seed, "edit", ask, read)
 
 
-def write_checks(policy: Policy, items: Sequence[Item], places: Sequence[Sequence[tuple[str, str] | None]],
+def write_checks(policy: Policy, items: Sequence[Item], places: Sequence[Sequence[Place | None]],
                  seed: int) -> list[list[Call | None]]:
     """A check for each place of each item, likewise."""
     tokens = policy.tokens
-    asked: dict[tuple[int, tuple[str, str]], tuple[Choice | None, list[Call]]] = {}
-    where = []
+    found: dict[tuple[str, str], list[Call]] = {}
+
+    def offered(item: Item, place: Place) -> list[Call]:
+        key = item.instance.instance_id, place[1]
+        if key not in found:
+            found[key] = checks_for(item.package.calls, place[1], item.report, CHECKS)
+        return found[key]
+
+    def ask(item: Item, place: Place) -> Choice | None:
+        return check_among(tokens, item.report, place[1], offered(item, place))
+
+    def read(item: Item, place: Place, choice: Choice, reply: list[int]) -> Call | None:
+        checks = offered(item, place)
+        at = read_marker(tokens, reply, len(checks))
+        return None if at is None else checks[at]
+
+    return _ask_at(policy, items, places, seed, "test", ask, read)
+
+
+def _ask_at(policy: Policy, items: Sequence[Item], places: Sequence[Sequence[Place | None]], seed: int, kind: str,
+            ask: Callable[[Item, Place], Choice | None],
+            read: Callable[[Item, Place, Choice, list[int]], T | None]) -> list[list[T | None]]:
+    """What `read` makes of the policy's replies to `ask`, for each place of each item; None where nothing is asked."""
+    asked: dict[tuple[int, Place], Choice | None] = {}
+    where: list[tuple[int, int, Place, Choice]] = []
     for i, (item, functions) in enumerate(zip(items, places, strict=True)):
         for j, place in enumerate(functions):
             if place is None:
                 continue
             if (i, place) not in asked:
-                checks = checks_for(item.package.calls, place[1], item.report, CHECKS)
-                asked[i, place] = check_among(tokens, item.report, place[1], checks), checks
-            if asked[i, place][0] is not None:
-                where.append((i, j, place))
-    replies = policy.ask([asked[i, p][0].tokens for i, _, p in where],  # type: ignore[union-attr]
-                         [_seed(seed, "test", items[i], j) for i, j, _ in where], [j == 0 for _, j, _ in where])
-    out: list[list[Call | None]] = [[None] * len(functions) for functions in places]
-    for (i, j, place), reply in zip(where, replies, strict=True):
-        checks = asked[i, place][1]
-        at = read_marker(tokens, reply, len(checks))
-        out[i][j] = None if at is None else checks[at]
+                asked[i, place] = ask(item, place)
+            choice = asked[i, place]
+            if choice is not None:
+                where.append((i, j, place, choice))
+    replies = policy.ask([choice.tokens for *_, choice in where],
+                         [_seed(seed, kind, items[i], j) for i, j, *_ in where], [j == 0 for _, j, *_ in where])
+    out: list[list[T | None]] = [[None] * len(functions) for functions in places]
+    for (i, j, place, choice), reply in zip(where, replies, strict=True):
+        out[i][j] = read(items[i], place, choice, reply)
     return out
 
 

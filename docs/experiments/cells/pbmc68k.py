@@ -1,7 +1,7 @@
 """Models of 700 blood cells in folds by cell, beside baselines of the same folds.
 
 `labels` learns cell types alone (3 repeats with other folds and seeds); `cells` learns to write cells of a type as
-well, causal and by masked diffusion (one repeat); `halves` does so from half of the cells (3 repeats), so that a type
+well, causal and by masked diffusion (one repeat); `halves` does so from half of the cells (one repeat), so that a type
 of eight cells has four to compare with.
 Run: python docs/experiments/cells/pbmc68k.py labels [--deadline SECONDS]      (goes on where it stopped)
      python docs/experiments/cells/pbmc68k.py cells|halves [--deadline SECONDS]
@@ -20,7 +20,7 @@ from jaxllm.cells.evaluation import EvaluateConfig, evaluate
 from jaxllm.cli.train import open_config
 from jaxllm.studies import run_study
 
-FOLDS, REPEATS = {"labels": 5, "cells": 5, "halves": 2}, {"labels": 3, "cells": 1, "halves": 3}
+FOLDS, REPEATS = {"labels": 5, "cells": 5, "halves": 2}, {"labels": 3, "cells": 1, "halves": 1}
 OUT, WORK, CELLS = Path("docs/experiments/cells"), Path("runs/pbmc68k_study"), Path("runs/pbmc68k_cells")
 ARMS = {
     "labels": {"causal": "configs/cells/pbmc68k_labels.yaml"},

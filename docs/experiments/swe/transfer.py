@@ -32,7 +32,7 @@ from jaxllm.swe.turns import LONGEST, demonstration, run_desks
 from jaxllm.training import train
 
 PRIORS = {"mid": "mid/model", "sft": "sft/model", "rl": "rl/model", "none": None}
-STEPS = {0: 0, 10: 8, 100: 24}  # optimiser steps by demonstrations
+STEPS = {0: 0, 10: 60, 100: 240, 300: 480}  # optimiser steps by demonstrations; of the last there may be a few fewer
 BATCH = 4
 
 
@@ -110,7 +110,7 @@ def _trained(out: Path, arm: dict[str, Any], seed: int, chats: list[dict[str, An
     write_jsonl(data, chats[:max(1, arm["demonstrations"])])
     config, objective = open_config("configs/swe/mid.yaml", [
         f"seed={seed}", "optimizer.learning_rate=1e-3", "optimizer.warmup_steps=3", f"stages.0.steps={max(1, steps)}",
-        f"stages.0.data.path={data}", "stages.0.data.length=512", f"stages.0.data.batch_size={BATCH}",
+        f"stages.0.data.path={data}", f"stages.0.data.length={LONGEST}", f"stages.0.data.batch_size={BATCH}",
         "stages.0.data.max_bad_share=0.3", *([] if prior is None else [f"init_from={out / prior}"])])
     if steps == 0:  # no prior: weights as they are drawn: an update that changes next to nothing
         config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, learning_rate=1e-12))
