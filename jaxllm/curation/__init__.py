@@ -2,9 +2,9 @@
 and a filter for one's own data.
 
 Entry points: `filter_shards` and `score_shards` (`jaxllm curation filter|score`), `QualityModel`, `agreement`, `mix`
-  (arms of equal tokens), `paired_g`, `bootstrap_g`, `jonckheere`, `slope`.
+  (arms of equal tokens), `paired_g`, `bootstrap_g`, `jonckheere`, `slope`; the dose study is `jaxllm.curation.study`.
 
-Not here yet: the dose study itself.
+Not here: safety and personality probes, whose data and judges a user would have to bring.
 """
 
 from jaxllm.curation.doses import Arm, mix
