@@ -145,7 +145,7 @@ class Study:
     def measure(self, arm: dict[str, Any], seed: int) -> dict[str, Any]:
         """One cell: continued training, healing, and what was measured after each; seconds without the base model's."""
         start, sizes, run = self.base(seed), self.sizes, self.work / "cell"
-        began = time.perf_counter()
+        began, worked = time.perf_counter(), time.process_time()
         measured = Measurement(start, self.rows(DoseArm(), "held_out", sizes.held_out, 0), self.problems)
         shutil.rmtree(run, ignore_errors=True)
         rows = self.rows(DoseArm(**arm), "clean", sizes.steps * sizes.rows, seed)
@@ -156,14 +156,15 @@ class Study:
         out: dict[str, Any] = measured(model)
         if arm["kind"] == "clean":
             out |= {f"start/{name}": value for name, value in measured(start).items()}
-        healed = {"clean": lambda: continue_training(
-            config, objective, model, self.rows(DoseArm(), "healing", sizes.clean * sizes.rows, seed), run / "clean"),
+        healed = {"healed": lambda: continue_training(
+            config, objective, model, self.rows(DoseArm(), "healing", sizes.clean * sizes.rows, seed), run / "healed"),
                   "retuned": lambda: self._retuned(model, batch, run / "retuned")}
         for name, heal in healed.items():
             out |= {f"{name}/{key}": value for key, value in measured(heal()).items()}
         shutil.rmtree(run)
         return {name: round(value, 5) for name, value in out.items()} | {
-            "train_s": round(trained, 1), "cell_s": round(time.perf_counter() - began, 1)}
+            "train_s": round(trained, 1), "cell_s": round(time.perf_counter() - began, 1),
+            "cpu_s": round(time.process_time() - worked, 1)}
 
     def _retuned(self, model: Path, batch: list[str], run: Path) -> Path:
         """A model after a few batches of problems in the skills' format."""
@@ -195,7 +196,7 @@ def report(records: list[dict[str, Any]], arms: dict[str, DoseArm], out: Path, c
         mean = {m: float(np.mean([r[m] for r in clean])) for m in clean[0] if isinstance(clean[0][m], float)}
         lines += [f"| {label} | {mean[f'start/{m}']:.3f} | {mean[m]:.3f} |" for m, label in (plain | drift).items()]
         lines.append("")
-    for name, title in (("", "After continued training"), ("clean/", "Healed on clean paragraphs"),
+    for name, title in (("", "After continued training"), ("healed/", "Healed on clean paragraphs"),
                         ("retuned/", "Healed in the skills' format")):
         metrics = {f"{name}{m}": label for m, label in (plain | drift).items()}
         lines += [f"{title}: differences from the clean arm of the same seed", "",

@@ -32,8 +32,8 @@ def dose_table(records: Sequence[Mapping[str, Any]], arms: Mapping[str, DoseArm]
     """Differences from the clean arm of the same seed, as Markdown, a row a metric and kind.
 
     Columns are the clean mean, the difference at each dose with its 95 % t interval over seeds, paired Hedges' g of the
-    highest dose with a 90 % bootstrap interval, the slope from dose 0 to 1 with a 95 % interval, and Jonckheere's p. A
-    dash stands for what too few seeds cannot give.
+    highest dose with a 90 % bootstrap interval, the slope from dose 0 to 1 with a 95 % interval, and Jonckheere's p on
+    values less their seed's mean. A dash stands for what too few seeds cannot give.
 
     Args:
       records: of `run_study`.
@@ -69,13 +69,14 @@ def _effects(found: Mapping[float, Mapping[int, float]], doses: Sequence[float])
     if len(top) >= 3:
         effect = bootstrap_g([found[doses[-1]][s] for s in top], [found[0.0][s] for s in top])
         g = f"{_number(effect.value)} ({_number(effect.low)} to {_number(effect.high)})"
-    # Doses whose seeds are all there; others would mix seeds with doses.
-    whole = [d for d in (0.0, *doses) if top and set(top) <= set(found.get(d, {}))]
-    if len(top) >= 2 and len(whole) == len(doses) + 1:
-        points = [(d, found[d][s], s) for d in whole for s in top]
-        effect = slope(*zip(*points, strict=True))
+    # Seeds whose doses are all there; others would mix seeds with doses.
+    whole = [seed for seed in top if all(seed in found.get(d, {}) for d in doses)]
+    if len(whole) >= 2:
+        levels = (0.0, *doses)
+        effect = slope(*zip(*[(d, found[d][seed], seed) for d in levels for seed in whole], strict=True))
         line = f"{_signed(effect.value)} ({_signed(effect.low)} to {_signed(effect.high)})"
-        p = f"{jonckheere([[found[d][s] for s in top] for d in whole]).p:.4f}"
+        middle = {seed: sum(found[d][seed] for d in levels) / len(levels) for seed in whole}
+        p = f"{jonckheere([[found[d][seed] - middle[seed] for seed in whole] for d in levels]).p:.4f}"
     return [g, line, p, str(len(top))]
 
 
