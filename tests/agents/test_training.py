@@ -50,6 +50,7 @@ def train(place, directory, resume=False, **changes):
     return train_agent(configured(place, **changes), directory, resume=resume, log=lambda text: None)
 
 
+@pytest.mark.slow
 def test_a_model_is_measured_by_kinds_of_problem(place, tmp_path):
     """Against a count over the episodes that the evaluation samples."""
     changes = dict(steps=1, export=True)

@@ -75,14 +75,15 @@ def test_p_is_the_share_of_surrogates_that_are_as_large(null):
     key = jax.random.split(jax.random.key(5), 2)[1]
     x, target, length = (part[1] for part in games)
 
+    @jax.jit
     def value(y):
-        return np.asarray(measure(*micro_macro(y, target), length, config.measures, MeasureConfig()))
+        return measure(*micro_macro(y, target), length, config.measures, MeasureConfig())
     drawn = []
     for chunk in range(4):
         drawn += [value(surrogate(null, k, x, target, length))
                   for k in jax.random.split(jax.random.fold_in(key, chunk), 8)]
     drawn = np.array(drawn[:30])
-    observed = value(x)
+    observed = np.asarray(value(x))
     np.testing.assert_allclose(found.observed[1], observed, atol=1e-5)
     np.testing.assert_allclose(found.null_mean[1], drawn.mean(0), atol=1e-4)
     np.testing.assert_allclose(found.null_sd[1], drawn.std(0), atol=1e-4)

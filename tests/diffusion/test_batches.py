@@ -32,8 +32,10 @@ def prompts(model):
     return [rng.integers(0, model.vocab_size - 2, n).tolist() for n in LENGTHS]
 
 
-@pytest.mark.parametrize("family", ["llada", "dream"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method, family", [
+    pytest.param(method, family, marks=() if (method, family) in (("full", "dream"), ("prefix", "dream"),
+                                                                  ("elastic", "llada")) else pytest.mark.slow)
+    for method in METHODS for family in ("llada", "dream")])
 def test_batch_of_8_equals_8_single_decodes(pairs, method, family):
     _, params, model = pairs[family]
     batch = prompts(model)
@@ -62,11 +64,12 @@ def test_sampling_noise_of_a_row_is_its_own(pairs):
     np.testing.assert_array_equal(together.tokens[2], alone.tokens[0])
 
 
-# Every method costs half a minute: the two furthest from each other always, the others by --slow.
-SOME = [method if method in ("full", "elastic") else pytest.param(method, marks=pytest.mark.slow) for method in METHODS]
+def always(*names):
+    """Every method takes long to compile: these always, the others by --slow."""
+    return [method if method in names else pytest.param(method, marks=pytest.mark.slow) for method in METHODS]
 
 
-@pytest.mark.parametrize("method", SOME)
+@pytest.mark.parametrize("method", always("full"))
 def test_8_devices_give_the_tokens_of_one(pairs, method):
     _, params, model = pairs["llada"]
     config = config_for(method, threshold=0.5)
@@ -82,7 +85,7 @@ def test_8_devices_give_the_tokens_of_one(pairs, method):
         np.testing.assert_array_equal(result.record.steps, expected.record.steps)
 
 
-@pytest.mark.parametrize("method", SOME)
+@pytest.mark.parametrize("method", always("full", "elastic"))
 def test_compiles_once_per_batch_bucket_and_length(pairs, method):
     _, params, model = pairs["llada"]
     config = DecodeConfig(method=method, gen_length=16, block_length=8, window_length=5, eos_id=-1)

@@ -32,9 +32,11 @@ def allowed(logits, s):
     return np.array([p[i] if i in kept else 0.0 for i in range(len(p))]) / sum(p[i] for i in kept)
 
 
-@pytest.mark.parametrize("s", [Sampling(), Sampling(temperature=0.6), Sampling(top_k=5), Sampling(top_p=0.7),
-                               Sampling(min_p=0.2), Sampling(temperature=1.5, top_k=40, top_p=0.8, min_p=0.01)],
-                         ids=str)
+@pytest.mark.parametrize("s", [
+    Sampling(), pytest.param(Sampling(temperature=0.6), marks=pytest.mark.slow),
+    pytest.param(Sampling(top_k=5), marks=pytest.mark.slow), Sampling(top_p=0.7),
+    pytest.param(Sampling(min_p=0.2), marks=pytest.mark.slow),
+    Sampling(temperature=1.5, top_k=40, top_p=0.8, min_p=0.01)], ids=str)
 def test_frequencies(s):
     rng, n = np.random.default_rng(0), 20_000
     logits = rng.normal(0, 2, 600).astype(np.float32)  # more than two blocks

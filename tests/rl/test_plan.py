@@ -149,6 +149,7 @@ def test_illegal_numbers_of_devices():
     check_generator(config(pipeline={"mode": "sync"}), 4)
 
 
+@pytest.mark.slow
 def test_command_plans_both_halves(tmp_path, capsys):
     out = tmp_path / "plan.json"
     assert main(["plan", *TOY, "--devices", "3", "pipeline.generator_devices=1", "mesh.fsdp=2", "--json", str(out),

@@ -20,7 +20,9 @@ def same(a, b):
 
 
 @ONE
-@pytest.mark.parametrize("pipeline", [{"mode": "sync"}, {"mode": "off_policy", "max_lag": 2}], ids=lambda p: p["mode"])
+@pytest.mark.parametrize("pipeline", [
+    pytest.param({"mode": "sync"}, id="sync"),
+    pytest.param({"mode": "off_policy", "max_lag": 2}, id="off_policy", marks=pytest.mark.slow)])
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path, monkeypatch, pipeline):
     lag = pipeline.get("max_lag", 0)
     whole = run(tmp_path / "whole", pipeline=pipeline, solved=0.8)

@@ -281,6 +281,7 @@ def test_pairs_train_a_reward_model_that_ranks(tmp_path):
     assert ladder == sorted(ladder)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_language_model(tmp_path):
     plain = ModelConfig(**SHAPE, tie_embeddings=True, pad_id=1)
     saved(tmp_path / "lm", plain)

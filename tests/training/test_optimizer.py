@@ -146,6 +146,7 @@ def test_frozen_parameters_that_cannot_be(freeze, text):
         trained_with(freeze)
 
 
+@pytest.mark.slow
 def test_muon_on_meshes_gives_the_same_training():
     optimizer = make_optimizer(OptimizerConfig(name="muon", learning_rate=RATE, warmup_steps=0), 10)
 

@@ -24,12 +24,12 @@ SMALL = ["model.num_layers=2", "stages=[{steps: 4, data: {length: 64, response_l
 
 @pytest.mark.parametrize("changes", [
     pytest.param(["mesh.fsdp=8"], marks=pytest.mark.slow),
-    ["mesh.fsdp=2", "mesh.tensor=2", "optimizer.name=adamw"],
+    pytest.param(["mesh.fsdp=2", "mesh.tensor=2", "optimizer.name=adamw"], marks=pytest.mark.slow),
     pytest.param(["mesh.tensor=4", "model.d_model=64", "model.d_mlp=256", "optimizer.name=adamw",
                   "model.weight_dtype=bfloat16"], marks=pytest.mark.slow),
     ["mesh.expert=2", "mesh.fsdp=2", "model.family=llada_moe", "model.num_experts=4", "model.experts_per_token=2",
      "model.d_expert=32"],
-    ["mesh.fsdp=4", "model.lora.rank=4", "optimizer.name=adamw"],
+    pytest.param(["mesh.fsdp=4", "model.lora.rank=4", "optimizer.name=adamw"], marks=pytest.mark.slow),
 ])
 def test_bytes_equal_live_buffers(changes):
     config, objective = open_config(CONFIG, [*SMALL, *changes])
@@ -47,11 +47,12 @@ def test_bytes_equal_live_buffers(changes):
     assert 0 < found.mfu_serial < found.mfu <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [
     ["mesh.fsdp=4", "mesh.tensor=2"],
-    pytest.param(["mesh.fsdp=2", "mesh.sequence=2", "model.remat=full"], marks=pytest.mark.slow),
-    pytest.param(["mesh.expert=2", "mesh.fsdp=2", "model.family=llada_moe", "model.num_experts=4",
-                  "model.experts_per_token=2", "model.d_expert=32"], marks=pytest.mark.slow),
+    ["mesh.fsdp=2", "mesh.sequence=2", "model.remat=full"],
+    ["mesh.expert=2", "mesh.fsdp=2", "model.family=llada_moe", "model.num_experts=4", "model.experts_per_token=2",
+     "model.d_expert=32"],
 ])
 def test_temporaries_are_those_of_a_real_step(tmp_path, changes):
     """What the command's own process says against a step compiled here to be run."""
