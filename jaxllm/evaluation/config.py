@@ -14,7 +14,7 @@ from jaxllm.sandbox import LEVELS, Level
 NONE = "none"  # as the name of a model or of an effort: there is none
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]*")
 GENERATED, FILED = ("reasoning_gym", "probes", "hal"), ("jsonl", "swe", "inspect", "hal")
-ENDLESS = ("reasoning_gym", "desk", "shop", "probes")
+ENDLESS = ("reasoning_gym", "desk", "shop", "guessing", "probes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,20 +22,20 @@ class SuiteConfig:
     """One suite of tasks.
 
     Attributes:
-      kind: `reasoning_gym`, `humaneval`, `desk` (customer service), `shop` (a web shop), `probes` (long context and
-        written steps), `swe` (instances in SWE-bench's format), `jsonl` (a file of the user's), `inspect` (a task of
-        the package `inspect_ai`), `hal` (data of HAL's benchmarks).
+      kind: `reasoning_gym`, `humaneval`, `desk` (customer service), `shop` (a web shop), `guessing` (the group guessing
+        game), `probes` (long context and written steps), `swe` (instances in SWE-bench's format), `jsonl` (a file of
+        the user's), `inspect` (a task of the package `inspect_ai`), `hal` (data of HAL's benchmarks).
       name: in results; generator, file or kind by default.
       generator: of reasoning-gym, such as `spell_backward`; a probe of `jaxllm.data.probes`, such as `needle`; which of
         HAL's benchmarks.
-      settings: of the generator; `served: true` for a shop of pages in a browser; `archive: true` for the repository of
-        a `swe` task in its input; arguments of an Inspect task.
+      settings: of the generator; `served: true` for a shop of pages in a browser; `agents`, `rounds` of a guessing
+        game; `archive: true` for the repository of a `swe` task in its input; arguments of an Inspect task.
       path: of a file of tasks; for `inspect` `FILE.py:task` or `package.module:task`.
       size: how many tasks; 0 for all of a suite that has an end.
       seed: of tasks that are drawn.
     """
 
-    kind: Literal["reasoning_gym", "humaneval", "desk", "shop", "probes", "swe", "jsonl", "inspect", "hal"]
+    kind: Literal["reasoning_gym", "humaneval", "desk", "shop", "guessing", "probes", "swe", "jsonl", "inspect", "hal"]
     name: str = ""
     generator: str = ""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -26,6 +26,7 @@ SYSTEM = {"text": "Solve the task. End with a line that begins with \"Answer:\" 
           "code": "Complete the function. Give the whole function in one fenced block of Python.",
           "shop": "Buy what is asked for with the tools, at most at its price, and end with a few words once it "
                   "is done.",
+          "guessing": "Play with the tool until the group is right or the game is over, and end with a few words then.",
           "repo": "Mend the fault in the repository with the tools, without a change to its tests. End with a few "
                   "words once it is mended; or, in place of edits, with a unified diff."}
 FINAL = re.compile(r"^\W*(?:final )?answer\W*:[\s*]*", re.I | re.M)

@@ -50,6 +50,10 @@ def open_world(task: Task) -> World | None:
         from jaxllm.evaluation.shop import Shop, ShopInBrowser
 
         return (ShopInBrowser if task.world.get("served") else Shop)(task.world)
+    if task.form == "guessing":
+        from jaxllm.evaluation.guessing import Guessing
+
+        return Guessing(task.world)
     if task.form == "repo":
         from jaxllm.evaluation.repo import Repo
 

@@ -20,13 +20,13 @@ def grader():
     gym = [SuiteConfig("reasoning_gym", generator=name, size=8) for name in names]
     probes = [SuiteConfig("probes", generator=name, size=2, settings={"length": 450}) for name in PROBES]
     made = Grader((*gym, *probes, SuiteConfig("desk", size=24), SuiteConfig("shop", size=6),
-                   SuiteConfig("humaneval", size=4)))
+                   SuiteConfig("guessing", size=12), SuiteConfig("humaneval", size=4)))
     yield made
     made.close()
 
 
-@pytest.mark.parametrize("name", ["spell_backward", "chain_sum", "number_sorting", "desk", "shop", "humaneval",
-                                  *PROBES])
+@pytest.mark.parametrize("name", ["spell_backward", "chain_sum", "number_sorting", "desk", "shop", "guessing",
+                                  "humaneval", *PROBES])
 def test_oracles_solve_all_and_nobody_nothing(grader, name):
     for id in grader.ids[name]:
         task = grader.task(name, id)

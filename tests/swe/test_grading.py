@@ -150,7 +150,7 @@ HOSTILE = {
                            # Imported by the first test file, so that the second is compiled without checks.
                            }, "ok"),
     "forks": ({"lib/core.py": b"import os\nif os.fork():\n    os.wait(); os._exit(0)\n..."}, "cut"),
-    "floods": ({"lib/core.py": b"import os\nwhile True: os.write(2, b'x' * 65536)\n"}, "output"),
+    "floods": ({"lib/core.py": b"import os\nwhile True: os.write(2, b'x' * 65536)\n"}, "full"),
 }
 SLOW = ("exit_at_the_first_test", "rewrites_reports", "takes_asserts_out", "edits_tests",
         "conftest_below", "prints", "floods", "forks", "start_up", "settings")
@@ -162,4 +162,5 @@ def test_no_hostile_patch_passes(sandbox, instance, broken, name):
     changes, status = HOSTILE[name]
     found = grade(instance, patched(broken, changes), RunCache(sandbox))
     assert found.resolved == "NO", found
-    assert found.status in {"ok": ("ok", "forged"), "output": ("output", "disk")}.get(status, (status,)), found
+    # A flood meets the limit of a file, an error that pytest reports, or of the disk, whichever is seen first.
+    assert found.status in {"ok": ("ok", "forged"), "full": ("ok", "output", "disk")}.get(status, (status,)), found

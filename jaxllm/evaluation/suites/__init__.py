@@ -12,7 +12,8 @@ from jaxllm.evaluation.config import SuiteConfig
 from jaxllm.evaluation.suites.base import Grade, Output, Suite, Task
 
 SUITES: dict[str, str] = {"reasoning_gym": "gym:GymSuite", "humaneval": "humaneval:HumanEvalSuite",
-                          "desk": "desk:DeskSuite", "shop": "shop:ShopSuite", "probes": "probes:ProbeSuite",
+                          "desk": "desk:DeskSuite", "shop": "shop:ShopSuite",
+                          "guessing": "guessing:GuessingSuite", "probes": "probes:ProbeSuite",
                           "swe": "swe:SweSuite", "jsonl": "jsonl:JsonlSuite", "inspect": "inspect_task:InspectSuite",
                           "hal": "hal_data:HalSuite"}
 """Kind -> `module:class` of this package; imported when asked for, since scorers bring much with them."""

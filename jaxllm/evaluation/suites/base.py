@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-Form = Literal["text", "code", "desk", "shop", "repo"]
+Form = Literal["text", "code", "desk", "shop", "guessing", "repo"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Task:
     Attributes:
       id: within its suite.
       form: `text`: a short final answer. `code`: Python. With tools: `desk`: a customer to be served; `shop`: something
-        to be bought; `repo`: a repository to be mended.
+        to be bought; `guessing`: a game to be won; `repo`: a repository to be mended.
       input: for the agent, all of it; JSON.
       world: for the harness beside the agent, which needs it to play the agent's surroundings; JSON. Never the agent's,
         and no answer either.
