@@ -103,7 +103,12 @@ while [ "${#left[@]}" -gt 0 ]; do
   sleep 0.2 || true  # a signal may end it early
 done
 tell KILL  # whatever they left behind would keep the pipes open
-# One that was told to end before it had opened its pipe leaves a reader that still waits for someone to.
-for ((i = 0; i < count; i++)); do : <>"$scratch/$i"; done
-for pid in "${readers[@]}"; do wait "$pid" || true; done
+# One that was told to end before it had opened its pipe leaves a reader that waits for someone to, or, on a busy machine,
+# one that is yet to begin waiting: the pipe is opened until the reader has seen its end.
+for ((i = 0; i < count; i++)); do
+  while kill -0 "${readers[$i]}" 2>/dev/null; do
+    : <>"$scratch/$i"
+    sleep 0.05 || true
+  done
+done
 exit "$code"
