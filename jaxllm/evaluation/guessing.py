@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxllm.coordination.game import RIGHT, GameConfig, feedback, target_of
+from jaxllm.coordination.game import LOW, RIGHT, GameConfig, feedback, target_of
 from jaxllm.evaluation.world import ToolError, checked_arguments, tool_about
 
 TOOLS = (tool_about("guess", "Names your number for this round; says what the group hears about its sum.",
@@ -55,7 +55,7 @@ class Members:
         if self._last not in ("", said):
             self._steps = [step // 2 for step in self._steps]
         self._last = said
-        sign = 1 if said == feedback(0, 1) else -1
+        sign = 1 if said == LOW else -1
         self._guesses = [min(max(g + sign * step, self._low), self._high)
                          for g, step in zip(self._guesses, self._steps, strict=True)]
 

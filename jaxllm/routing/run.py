@@ -192,7 +192,7 @@ def train_routers(opened: Opened, out: str | Path, *, progress: Progress = lambd
     `fit.labels` says which of a problem's right routes is learned.
 
     Raises:
-      ConfigError: nothing was solved.
+      ConfigError: nothing was solved; shared labels of a search that did not keep all right routes.
     """
     config, out = opened.config, Path(out)
     asked: list[Problem] = []
@@ -205,6 +205,9 @@ def train_routers(opened: Opened, out: str | Path, *, progress: Progress = lambd
         summary[family.name] = summarize(found)
     labels, about = [f.counts for f in searched], {}
     if config.fit.labels == "shared":
+        if any(f.right > len(f.routes) for f in searched):
+            raise ConfigError(f"{out / SEARCH}: an earlier version searched this and kept the shortest routes alone; "
+                              "fit.labels=shared needs all right ones: search anew in another directory")
         progress(f"choosing {config.fit.shared} routes for {len(asked)} problems")
         labels, chosen = shared_labels(searched, opened.model.num_layers, opened.evaluator(asked, opened.engine),
                                        config.fit.shared)

@@ -12,7 +12,6 @@ import json
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxllm.files import read_jsonl
 from jaxllm.rl.rewards import Sample
@@ -114,7 +113,12 @@ class Judge:
 
 
 _lock = threading.Lock()
-_judges: dict[Any, Judge] = {}  # one a process
+
+
+@functools.cache
+def _judge(instances: str, cache: str | None) -> Judge:
+    """One a process for each file of instances."""
+    return Judge(sandbox_for_tests(1), cache)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,9 +152,7 @@ class PatchReward:
                 tree = _tree(self.instances, instance.instance_id)
                 found[number] = Edit(instance, choice.path, apply_rewrite(tree[choice.path], *picked))
         with _lock:
-            if self not in _judges:
-                _judges[self] = Judge(sandbox_for_tests(1), self.cache)
-            good = dict(zip(found, _judges[self].resolved(list(found.values())), strict=True))
+            good = dict(zip(found, _judge(self.instances, self.cache).resolved(list(found.values())), strict=True))
         return [float(good.get(number, False)) for number in range(len(samples))]
 
 

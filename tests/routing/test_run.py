@@ -1,5 +1,6 @@
 """From a config to searched routes, routers and figures; resumption; the command."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -114,6 +115,25 @@ def test_the_search_finds_what_trying_every_route_on_the_model_does(opened):
         assert result.right == len(mine)
         assert result.counts == min(mine, key=lambda c: (sum(c), -mine[c]), default=None)
     assert sum(r.counts is not None and not r.default for r in found.values()) >= 3
+
+
+def test_routers_learn_shared_routes(opened, tmp_path):
+    config = dataclasses.replace(opened.config, fit=dataclasses.replace(opened.config.fit, labels="shared", shared=1))
+    shared = dataclasses.replace(opened, config=config)
+    report = train_routers(shared, tmp_path)
+    (chosen,) = report["shared"]
+    found = search_family(shared, shared.families("train")[0], tmp_path)
+    assert any(tuple(chosen["route"]) in f.routes for f in found.values())
+    # All others keep every layer, or the route that puts them right.
+    others = [f.counts for f in found.values() if f.counts is not None and not f.default]
+    taken, none = chosen["problems"], report["search"]["seen"]["no_route"]
+    assert 0 < taken <= 12 and report["labels"]["once"] >= L * (12 - taken - len(others) - none)
+
+    file = tmp_path / "search" / "seen.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "routes"}) + "\n" for line in lines))
+    with pytest.raises(ConfigError, match="fit.labels=shared"):
+        train_routers(shared, tmp_path)
 
 
 def test_search_train_evaluate(opened, place, tmp_path, capsys):
