@@ -258,7 +258,8 @@ def engine_backend(directory: str | Path, benchmark: Benchmark, config: Benchmar
     length = config.length or min(described.max_length, longest + config.max_tokens)
     check(longest < length, "length", length, f"the longest prompt has {longest} tokens")
     params, model, _ = open_model(directory, dtype)
-    engine = Engine(params, model, EngineConfig(slots=config.slots, length=length, stop_ids=stops))
+    # A turn's prompt begins as all that was said before it.
+    engine = Engine(params, model, EngineConfig(slots=config.slots, length=length, stop_ids=stops, reuse=True))
     return EngineBackend(engine, form, TurnLimits(config.turn_tokens, config.max_tokens),
                          Sampling(config.temperature, top_p=config.top_p))
 

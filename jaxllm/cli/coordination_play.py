@@ -25,7 +25,8 @@ def run(args: argparse.Namespace) -> int:
 
     config = load(CoordinationConfig, args.config, args.overrides)
     games = play(
-        config.play, open_player(config), args.out, say=lambda text: print(text, flush=True), deadline_s=args.deadline
+        config.play, open_player(config), args.out, say=lambda text: print(text, flush=True), deadline_s=args.deadline,
+        by=config.by,
     )
     rows = []
     for arm in config.play.arms:

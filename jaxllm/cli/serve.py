@@ -21,12 +21,15 @@ class ServeConfig:
       slots: requests decoded at a time.
       length: longest prompt and answer together; 2048 by default, or what the model reads if that is less.
       chunk: most tokens between two pieces of a stream, and before a cancelled request leaves its slot.
+      reuse: read only the rest of a prompt that begins as what a free slot still holds, as in chats; results are the
+        same but for rounding.
       max_waiting: requests that may wait for a slot; more are refused with status 429.
     """
 
     slots: int = 16
     length: int | None = None
     chunk: int = 8
+    reuse: bool = False
     max_waiting: int = 128
 
     def __post_init__(self) -> None:
@@ -69,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     template = None
     with contextlib.suppress(ConfigError):  # base models have none, and chats are refused then
         template = load_chat_template(args.model)
-    shape = EngineConfig(slots=config.slots, length=length, chunk=config.chunk,
+    shape = EngineConfig(slots=config.slots, length=length, chunk=config.chunk, reuse=config.reuse,
                          stop_ids=stop_ids(args.model, described, tokenizer))
     name = args.name or args.model.resolve().name
     with listen(args.host, args.port) as server:

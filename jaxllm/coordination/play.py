@@ -12,7 +12,7 @@ import concurrent.futures
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,9 +20,24 @@ import numpy as np
 
 from jaxllm.agents.backends import EndpointConfig
 from jaxllm.config import check, to_dict
-from jaxllm.coordination.game import ARMS, RIGHT, Arm, GameConfig, feedback, personas, prompt, read_guess, target_of
+from jaxllm.coordination.game import (
+    ARMS,
+    FINAL,
+    NUMBER,
+    RIGHT,
+    Arm,
+    GameConfig,
+    feedback,
+    personas,
+    prompt,
+    read_guess,
+    target_of,
+)
 from jaxllm.coordination.records import CoordinationError, Game, read_games
 from jaxllm.files import read_json, write_json
+
+CLOSED = 4
+"""Tokens after a closing."""
 
 
 class Player(Protocol):
@@ -77,7 +92,9 @@ class CoordinationConfig:
       endpoint: a server instead; draws by its own `temperature`.
       temperature: of a model's draws.
       slots: replies in flight of a model.
-      length: prompt and reply together, tokens.
+      length: prompt, reply and closing together, tokens.
+      closing: put after a model's reply that neither is a number nor names a final guess, for it to go on with a few
+        tokens more; "" leaves replies as they are. For models too small to keep to a format.
     """
 
     play: PlayConfig = PlayConfig()
@@ -87,6 +104,7 @@ class CoordinationConfig:
     temperature: float = 1.0
     slots: int = 32
     length: int = 1024
+    closing: str = ""
 
     def __post_init__(self) -> None:
         check(
@@ -96,17 +114,28 @@ class CoordinationConfig:
             "name a model or an endpoint, one of them",
         )
         check(self.temperature >= 0, "temperature", self.temperature, "not negative")
+        check(not self.closing or self.endpoint is None, "closing", self.closing,
+              "left out: servers do not go on with a reply of theirs")
+
+    @property
+    def by(self) -> dict[str, Any]:
+        """What decides the replies besides the rules: a run in the same directory must have the same."""
+        if self.endpoint is not None:
+            server = to_dict(self.endpoint)
+            return {name: server[name] for name in ("url", "model", "temperature") if name in server}
+        return {name: getattr(self, name) for name in ("model", "chat_template", "temperature", "length", "closing")}
 
 
 def open_player(config: CoordinationConfig) -> Player:
     """Who plays."""
     if config.endpoint is not None:
         return EndpointPlayer(config.endpoint)
-    return EnginePlayer(str(config.model), config.temperature, config.slots, config.length, config.chat_template)
+    return EnginePlayer(str(config.model), config.temperature, config.slots, config.length, config.chat_template,
+                        config.closing)
 
 
 def play(config: PlayConfig, player: Player, out: str | Path, say: Callable[[str], None] = print,
-         deadline_s: float | None = None) -> list[Game]:
+         deadline_s: float | None = None, by: Mapping[str, Any] | None = None) -> list[Game]:
     """Play what is missing in `out`/games.jsonl; all games of it.
 
     Args:
@@ -115,16 +144,17 @@ def play(config: PlayConfig, player: Player, out: str | Path, say: Callable[[str
       out: directory; `play.json` there must have been written by the same config, but for `games`.
       say: told of each block.
       deadline_s: begin no further block after so many seconds.
+      by: what else decides the replies, such as the model and its temperature; kept and compared as the config is.
 
     Raises:
       CoordinationError: another config was played there, or too many replies could not be had.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    settings = {k: v for k, v in to_dict(config).items() if k not in ("games", "arms", "failed_share")}
+    settings = {k: v for k, v in to_dict(config).items() if k not in ("games", "arms", "failed_share")} | dict(by or {})
     about = out / "play.json"
     if about.exists() and (old := read_json(about)) != settings:
-        differ = [k for k in settings if old.get(k) != settings[k]]
+        differ = [k for k in {**old, **settings} if old.get(k) != settings.get(k)]
         raise CoordinationError(f"{about}: played with other {', '.join(differ)}; take another directory")
     write_json(about, settings)
     path = out / "games.jsonl"
@@ -196,15 +226,16 @@ class EnginePlayer:
     """A local model: all prompts in one engine, by its chat template."""
 
     def __init__(self, directory: str | Path, temperature: float = 1.0, slots: int = 32, length: int = 1024,
-                 chat_template: str | Path | None = None) -> None:
+                 chat_template: str | Path | None = None, closing: str = "") -> None:
         """Open the model.
 
         Args:
           directory: of a causal model.
           temperature: of the draws.
           slots: replies in flight.
-          length: prompt and reply together, tokens.
+          length: prompt, reply and closing together, tokens.
           chat_template: directory or `.jinja` file; the model's own by default.
+          closing: as `CoordinationConfig.closing`.
         """
         from jaxllm.data import load_chat_template
         from jaxllm.generation import Engine, EngineConfig
@@ -213,29 +244,43 @@ class EnginePlayer:
 
         params, model, self._tokenizer = open_model(directory)
         self._template = load_chat_template(chat_template or directory)
-        config = EngineConfig(slots=slots, length=min(length, model.max_length),
-                              stop_ids=stop_ids(directory, model, self._tokenizer))
+        self._stops = stop_ids(directory, model, self._tokenizer)
+        # An agent's prompt of one round begins as that of the round before.
+        config = EngineConfig(slots=slots, length=min(length, model.max_length), stop_ids=self._stops, reuse=True)
         self._engine = Engine(params, model, config, tokenizer=self._tokenizer)
         self._sampling = Sampling(temperature=temperature)
         self._length = config.length
+        self._closing: list[int] = self._tokenizer.encode(closing, add_special_tokens=False).ids if closing else []
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int], max_tokens: int) -> list[str | None]:
         """Replies in order; None for a prompt that leaves no room."""
         from jaxllm.data.chat import render_prompt
+
+        read = [self._tokenizer.encode(render_prompt(self._template, [{"role": "user", "content": text}]),
+                                       add_special_tokens=False).ids for text in prompts]
+        more = len(self._closing) + CLOSED if self._closing else 0
+        said = self._draw({i: (t, seeds[i], max_tokens) for i, t in enumerate(read)}, more)
+        unclosed = {i: [*read[i], *self._until_stop(tokens), *self._closing] for i, tokens in said.items()
+                    if more and not _whole(self._tokenizer.decode(tokens))}
+        for i, tokens in self._draw({i: (t, seeds[i], CLOSED) for i, t in unclosed.items()}).items():
+            said[i] = [*unclosed[i][len(read[i]):], *tokens]
+        return [self._tokenizer.decode(said[i]) if i in said else None for i in range(len(prompts))]
+
+    def _until_stop(self, tokens: list[int]) -> list[int]:
+        return tokens[:-1] if tokens and tokens[-1] in self._stops else tokens
+
+    def _draw(self, asked: Mapping[int, tuple[list[int], int, int]], more: int = 0) -> dict[int, list[int]]:
+        """Tokens that go on from (tokens, seed, most), with room for `more` after them; none where there is none."""
         from jaxllm.generation import Request
 
-        requests = []
-        for number, (text, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            said = render_prompt(self._template, [{"role": "user", "content": text}])
-            tokens = self._tokenizer.encode(said, add_special_tokens=False).ids
-            if len(tokens) + 1 <= self._length:
-                requests.append(
-                    Request(number, tokens, min(max_tokens, self._length - len(tokens)), self._sampling, seed)
-                )
-        out: list[str | None] = [None] * len(prompts)
-        for done in self._engine.run(requests):
-            out[done.id] = self._tokenizer.decode(done.tokens.tolist())
-        return out
+        requests = [Request(i, tokens, min(most, self._length - more - len(tokens)), self._sampling, seed)
+                    for i, (tokens, seed, most) in asked.items() if len(tokens) + more < self._length]
+        return {done.id: done.tokens.tolist() for done in self._engine.run(requests)}
+
+
+def _whole(reply: str) -> bool:
+    """Whether a reply is a number and no more, or names a final guess."""
+    return FINAL.search(reply) is not None or NUMBER.fullmatch(reply.strip().rstrip(".")) is not None
 
 
 class EndpointPlayer:

@@ -1,8 +1,8 @@
 """Continuous batching: a fixed number of slots, decoded together, refilled as requests finish.
 
-The device does two things, each one program per shape (`slots.py`): `admit` reads prompts and lays them into slots,
-`advance` decodes until a number of steps is done or enough slots are free for those that wait. The host only queues and
-collects.
+The device does three things, each one program per shape (`slots.py`): `admit` reads prompts and lays them into slots,
+`extend` reads the rest of prompts whose beginning a free slot still holds, `advance` decodes until a number of steps is
+done or enough slots are free for those that wait. The host only queues and collects.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jaxllm.config import ConfigError, check
 from jaxllm.generation.forward import Decider
 from jaxllm.generation.loading import place_weights
 from jaxllm.generation.sampling import Rows, Sampling
-from jaxllm.generation.slots import Arrivals, admit, advance, clear, empty_slots
+from jaxllm.generation.slots import Arrivals, admit, advance, clear, empty_slots, extend
 from jaxllm.models import ModelConfig, unstack
 from jaxllm.models.paths import DECIDE, check_counts
 from jaxllm.parallel import on_mesh, replicated
@@ -48,6 +48,8 @@ class EngineConfig:
       keep_routes: give back the experts that a mixture took for each token.
       layer_routes: requests skip and repeat layers, by counts of their own or by those that the engine's decider reads
         off the prompt; needs twice the caches.
+      reuse: of a prompt that begins as what a free slot has read or written, only the rest is read, as in the next turn
+        of a conversation. Sums are then formed in another order: results are the same but for rounding.
     """
 
     slots: int = 32
@@ -60,6 +62,7 @@ class EngineConfig:
     once: tuple[int, ...] = ()
     keep_routes: bool = False
     layer_routes: bool = False
+    reuse: bool = False
 
     def __post_init__(self) -> None:
         for name in ("slots", "length", "chunk", "prompt_bucket", "read_tokens"):
@@ -68,6 +71,7 @@ class EngineConfig:
               f"must lie in 1..slots={self.slots}")
         check(not (self.keep_routes and self.layer_routes), "layer_routes", True, "gives no experts back; without "
               "keep_routes")
+        check(not (self.reuse and self.layer_routes), "reuse", True, "left out with layer_routes")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +160,7 @@ class Engine:
         self._waiting: collections.deque[Request] = collections.deque()
         self._active: dict[int, Request] = {}
         self._checked: dict[int, int] = {}  # answer tokens already searched for stop texts
+        self._left: dict[int, np.ndarray] = {}  # tokens whose keys a slot that ended still holds
         self._once, self._decider = None, decider
         if config.once:
             check(0 <= min(config.once) and max(config.once) < model.vocab_size, "once", max(config.once),
@@ -179,6 +184,7 @@ class Engine:
             rest = {name: part for name, part in params.items() if name != "layers"}
             params = {**unstack(params, self.model), **jax.tree.map(jnp.copy, rest)}
         self._params, self.version = params, version
+        self._left.clear()  # keys of other weights
 
     def reset(self) -> None:
         """Forget all that has run: what follows is bit for bit what a new engine with these weights would give.
@@ -189,6 +195,7 @@ class Engine:
         count = len(self._waiting) + len(self._active)
         if count:
             raise ConfigError(f"reset: {count} requests are open; run them to their end or cancel them first")
+        self._left.clear()
         with self._context():
             self._state = clear(self._state, mesh=self._mesh)
 
@@ -288,6 +295,8 @@ class Engine:
     def _admit(self) -> None:
         free = [slot for slot in range(self.config.slots) if slot not in self._active]
         taken = [self._waiting.popleft() for _ in range(min(len(free), len(self._waiting)))]
+        if self._left and taken:
+            free, taken = self._go_on(free, taken)
         # Prompts of like length together: one of 1,000 tokens must not stretch all others.
         groups: dict[int, list[tuple[int, Request]]] = {}
         for slot, request in zip(free, taken, strict=False):
@@ -300,6 +309,51 @@ class Engine:
             for size in _parts(len(prompts), width, self.config.read_tokens):
                 self._admit_group(width, size, dict(prompts[start:start + size]))
                 start += size
+
+    def _go_on(self, free: list[int], taken: list[Request]) -> tuple[list[int], list[Request]]:
+        """Admit requests of `taken` that go on from what a slot of `free` holds; the slots and requests that remain."""
+        n, gone = self.config.length, np.asarray(self._state.written) - np.asarray(self._state.first)
+        slots = [s for s in free if s in self._left and gone[s] <= n]  # else the ring has come round over its beginning
+        lines = np.full((len(slots), n), -1)
+        for line, slot in zip(lines, slots, strict=True):
+            line[:len(self._left[slot])] = self._left[slot]
+        alike: list[tuple[int, int, int]] = []  # tokens in common, request, slot
+        for i, request in enumerate(taken):
+            prompt = np.asarray(request.prompt[:-1])
+            common = np.cumprod(lines[:, :len(prompt)] == prompt, axis=1).sum(1)
+            alike += [(int(c), i, slot) for c, slot in zip(common, slots, strict=True) if c >= LEAST_REUSED]
+        chosen: dict[int, tuple[int, int]] = {}  # by slot: request, tokens in common
+        for known, i, slot in sorted(alike, key=lambda x: -x[0]):
+            if slot not in chosen and all(i != other for other, _ in chosen.values()):
+                chosen[slot] = (i, known)
+        groups: dict[int, list[tuple[int, Request, int]]] = {}
+        for slot, (i, known) in chosen.items():
+            rest = len(taken[i].prompt) - known
+            width = min(max(LEAST_REUSED, 1 << (rest - 1).bit_length()), n)
+            groups.setdefault(width, []).append((slot, taken[i], known))
+        for width, group in sorted(groups.items()):
+            start = 0
+            for size in _parts(len(group), width, self.config.read_tokens):
+                self._extend_group(width, size, group[start:start + size])
+                start += size
+        used = {i for i, _ in chosen.values()}
+        # Slots that hold nothing first, so that what others hold may still be gone on with.
+        free = sorted((s for s in free if s not in chosen), key=lambda s: s in self._left)
+        return free, [r for i, r in enumerate(taken) if i not in used]
+
+    def _extend_group(self, width: int, rows: int, group: list[tuple[int, Request, int]]) -> None:
+        """Slots, requests and the tokens that each slot has read of its own, gone on with in `rows` rows."""
+        rest, known, lengths = np.zeros((rows, width), np.int32), np.zeros(rows, np.int32), np.ones(rows, np.int32)
+        for row, (_, request, count) in enumerate(group):
+            rest[row, :len(request.prompt) - count] = request.prompt[count:]
+            known[row], lengths[row] = count, len(request.prompt)
+        arrivals = self._arrivals([(slot, request) for slot, request, _ in group], [0] * len(group), rows)
+        with self._context():
+            self._state = extend(self._params, self._state, rest, known, lengths, arrivals, model=self.model,
+                                 mesh=self._mesh)
+        for slot, request, _ in group:
+            self._active[slot] = request
+            del self._left[slot]
 
     def _bucket(self, length: int) -> int:
         width = self.config.prompt_bucket
@@ -320,13 +374,23 @@ class Engine:
                 counts[row] = given
             group += requests
             source += [row] * len(requests)
-        pad = _round_up(len(group)) - len(group)
+        arrivals = self._arrivals(group, source, _round_up(len(group)))
+        with self._context():
+            self._state = admit(self._params, self._state, prompts, lengths, arrivals, model=self.model,
+                                mesh=self._mesh, counts=counts, decider=self._decider)
+        for slot, request in group:
+            self._active[slot] = request
+            self._left.pop(slot, None)
+
+    def _arrivals(self, group: list[tuple[int, Request]], source: list[int], rows: int) -> Arrivals:
+        """What the device is told of slots and requests, whose prompts are rows `source`, padded to `rows`."""
+        pad = rows - len(group)
 
         def column(values: Iterable[Any], fill: Any, dtype: Any) -> np.ndarray:
             return np.array([*values, *[fill] * pad], dtype)
 
         rules = [r.sampling for _, r in group]
-        arrivals = Arrivals(
+        return Arrivals(
             slots=column((slot for slot, _ in group), self.config.slots, np.int32),  # type: ignore[arg-type]
             source=column(source, 0, np.int32),  # type: ignore[arg-type]
             ends=column((self._end(r) for _, r in group), 0, np.int32),  # type: ignore[arg-type]
@@ -336,10 +400,6 @@ class Engine:
                           top_k=column((s.top_k for s in rules), 0, np.int32),  # type: ignore[arg-type]
                           top_p=column((s.top_p for s in rules), 1, np.float32),  # type: ignore[arg-type]
                           min_p=column((s.min_p for s in rules), 0, np.float32)))  # type: ignore[arg-type]
-        with self._context():
-            self._state = admit(self._params, self._state, prompts, lengths, arrivals, model=self.model,
-                                mesh=self._mesh, counts=counts, decider=self._decider)
-        self._active.update(dict(group))
 
     def _find_stop_texts(self, tokens: np.ndarray, lengths: np.ndarray) -> dict[int, int]:
         """Slots whose answer holds a stop text, and the fewest answer tokens that hold it."""
@@ -368,6 +428,8 @@ class Engine:
             request = self._active.pop(slot)
             self._checked.pop(slot, None)
             n = len(request.prompt)
+            if self.config.reuse:
+                self._left[slot] = tokens[slot, :lengths[slot] - 1].copy()  # the last was never read
             end = int(lengths[slot]) if cut is None or slot not in cut else n + cut[slot]
             # Cut on the host: a slice on the device would be a program for each length.
             routes = None if s.routes is None else np.asarray(s.routes[:, slot])[:, :end - 1]
@@ -380,6 +442,9 @@ class Engine:
             self._state = dataclasses.replace(s, running=jax.device_put(running, s.running.sharding))
         return out
 
+
+LEAST_REUSED = 16
+"""Tokens that a prompt must have in common with a slot for the rest alone to be read."""
 
 # Padding below this many tokens costs less than one more pass over the weights.
 _PASS_TOKENS = 128

@@ -1,4 +1,5 @@
-"""What the device does: `admit` reads prompts and lays them into slots, `advance` decodes all slots together."""
+"""What the device does: `admit` reads prompts and lays them into slots, `extend` reads on where a slot holds the
+beginning of one, `advance` decodes all slots together."""
 
 from __future__ import annotations
 
@@ -14,9 +15,9 @@ from jax.sharding import Mesh
 
 from jaxllm.generation.forward import Decider, next_logits, read_along, read_prompts
 from jaxllm.generation.sampling import Rows, sample
-from jaxllm.models import LayerCache, ModelConfig
-from jaxllm.models.layers import dtype_of
-from jaxllm.models.masks import held_tokens
+from jaxllm.models import LayerCache, ModelConfig, api
+from jaxllm.models.layers import attend, dtype_of
+from jaxllm.models.masks import held_tokens, layer_masks
 from jaxllm.parallel import replicated, shardings
 
 
@@ -27,6 +28,8 @@ class Slots:
     caches: tuple[LayerCache, ...]
     held: jax.Array  # bool [S, N]
     column: jax.Array  # int32
+    written: jax.Array  # int32, columns written since the beginning, of which N are left
+    first: jax.Array  # int32 [S], the one, counted as `written`, that holds the slot's first token
     tokens: jax.Array  # int32 [S, N], by position
     logprobs: jax.Array  # float32 [S, N]
     versions: jax.Array  # int32 [S, N]
@@ -76,10 +79,9 @@ def _nothing(s: int, n: int, caches: tuple[LayerCache, ...], routes: jax.Array |
         return jnp.zeros(shape, jnp.int32)
 
     return Slots(
-        caches=caches, held=jnp.zeros((s, n), bool), column=ints(), tokens=ints(s, n), logprobs=jnp.zeros((s, n)),
-        versions=ints(s, n), begins=ints(s), lengths=ints(s), ends=ints(s), running=jnp.zeros(s, bool),
-        stoppable=jnp.zeros(s, bool),
-        keys=jax.random.split(jax.random.key(0), s),
+        caches=caches, held=jnp.zeros((s, n), bool), column=ints(), written=ints(), first=ints(s), tokens=ints(s, n),
+        logprobs=jnp.zeros((s, n)), versions=ints(s, n), begins=ints(s), lengths=ints(s), ends=ints(s),
+        running=jnp.zeros(s, bool), stoppable=jnp.zeros(s, bool), keys=jax.random.split(jax.random.key(0), s),
         sampling=Rows(temperature=jnp.zeros(s), top_k=ints(s), top_p=jnp.ones(s), min_p=jnp.zeros(s)),
         routes=routes, counts=counts)
 
@@ -143,13 +145,70 @@ def admit(params: Any, state: Slots, prompts: jax.Array, lengths: jax.Array, new
         kept = kept.at[:, new.slots].set(wide[:, rows], mode="drop")
     return _lay(dataclasses.replace(
         state, caches=tuple(place(old, fresh) for old, fresh in zip(state.caches, caches, strict=True)),
-        held=put(state.held, held), tokens=put(state.tokens, tokens),
-        begins=put(state.begins, lengths[rows]), lengths=put(state.lengths, lengths[rows]),
-        ends=put(state.ends, new.ends), running=put(state.running, jnp.ones_like(new.stoppable)),
-        stoppable=put(state.stoppable, new.stoppable),
-        keys=state.keys.at[new.slots].set(jax.vmap(jax.random.key)(new.seeds), mode="drop"),
-        sampling=jax.tree.map(put, state.sampling, new.sampling), routes=kept,
-        counts=state.counts if counts is None or state.counts is None else put(state.counts, counts[rows])), mesh)
+        held=put(state.held, held), first=put(state.first, state.written - count), tokens=put(state.tokens, tokens),
+        begins=put(state.begins, lengths[rows]), lengths=put(state.lengths, lengths[rows]), routes=kept,
+        counts=state.counts if counts is None or state.counts is None else put(state.counts, counts[rows]),
+        **_arrived(state, new)), mesh)
+
+
+def _arrived(state: Slots, new: Arrivals) -> dict[str, Any]:
+    """Fields of slots that take over what arrivals say of themselves."""
+    def put(buffer: jax.Array, values: jax.Array) -> jax.Array:
+        return buffer.at[new.slots].set(values.astype(buffer.dtype), mode="drop")
+
+    return {"ends": put(state.ends, new.ends), "running": put(state.running, jnp.ones_like(new.stoppable)),
+            "stoppable": put(state.stoppable, new.stoppable),
+            "keys": state.keys.at[new.slots].set(jax.vmap(jax.random.key)(new.seeds), mode="drop"),
+            "sampling": jax.tree.map(put, state.sampling, new.sampling)}
+
+
+@functools.partial(jax.jit, static_argnames=("model", "mesh"), donate_argnames=("state",))
+def extend(params: Any, state: Slots, rest: jax.Array, known: jax.Array, lengths: jax.Array, new: Arrivals, *,
+           model: ModelConfig, mesh: Mesh | None = None) -> Slots:
+    """Slots with the arrivals in them, whose prompts begin as what their slots still hold.
+
+    The slots' own rows are turned to where the ring stands, and `rest` is read against them. Without executions of
+    layers.
+
+    Args:
+      params, state, model, mesh: as for `admit`.
+      rest: int32 `[M, P]`, the prompts from their token `known` on, padded.
+      known: int32 `[M]`, tokens at the beginning whose keys the slots hold.
+      lengths: int32 `[M]`, of the prompts.
+      new: M arrivals; `source` is not read.
+    """
+    count, n = state.tokens.shape
+    own, rows = jnp.minimum(new.slots, count - 1), jnp.arange(len(rest))[:, None]
+    read = lengths - 1
+    first = state.written - read
+    positions = known[:, None] + jnp.arange(rest.shape[1], dtype=jnp.int32)
+    valid = positions < read[:, None]
+    places = jnp.where(valid, (state.column - read[:, None] + positions) % n, n)  # past the end, where `drop` applies
+    key_positions = (jnp.arange(n) - (state.column - read)[:, None]) % n
+    masks = layer_masks(model, (key_positions[:, None, :] <= positions[:, :, None])[:, None], positions, key_positions)
+
+    def put(buffer: jax.Array, values: jax.Array) -> jax.Array:
+        return buffer.at[new.slots].set(values.astype(buffer.dtype), mode="drop")
+
+    def turned(buffer: jax.Array, fresh: jax.Array) -> jax.Array:
+        moved = jax.vmap(lambda row, shift: jnp.roll(row, shift, axis=-2))(buffer[own], first - state.first[own])
+        return moved.at[rows, :, places].set(fresh.astype(buffer.dtype).transpose(0, 2, 1, 3), mode="drop")
+
+    x, tables = api.embed(params, model, rest), api.tables(model, positions)
+    caches, routes = [], state.routes
+    for i, (layer, old, seen) in enumerate(zip(params["layers"], state.caches, masks, strict=True)):
+        q, k, v = api.project(layer, model, x, tables)
+        mine = LayerCache(turned(old.k, k), turned(old.v, v))
+        x, ids = api.finish_routed(layer, model, x, attend(q, mine.k, mine.v, seen, cap=model.attention_cap), valid)
+        caches.append(LayerCache(put(old.k, mine.k), put(old.v, mine.v)))
+        if routes is not None and ids is not None:
+            routes = routes.at[i, new.slots[:, None], jnp.where(valid, positions, n)].set(ids, mode="drop")
+    inside = jnp.where(positions < lengths[:, None], positions, n)
+    return _lay(dataclasses.replace(
+        state, caches=tuple(caches), held=put(state.held, key_positions < read[:, None]), first=put(state.first, first),
+        tokens=put(state.tokens, state.tokens[own].at[rows, inside].set(rest, mode="drop")),
+        begins=put(state.begins, lengths), lengths=put(state.lengths, lengths), routes=routes,
+        **_arrived(state, new)), mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "stop_ids", "mesh"), donate_argnames=("state",))
@@ -187,7 +246,7 @@ def advance(params: Any, state: Slots, steps: jax.Array, finished: jax.Array, ve
         if routes is not None and ids is not None:
             routes = routes.at[:, index, jnp.where(s.running, last, n)].set(ids, mode="drop")
         return done + 1, dataclasses.replace(
-            s, caches=caches, held=held, column=(s.column + 1) % n, tokens=put(s.tokens, drawn),
+            s, caches=caches, held=held, column=(s.column + 1) % n, written=s.written + 1, tokens=put(s.tokens, drawn),
             logprobs=put(s.logprobs, logprob), versions=put(s.versions, jnp.broadcast_to(version, index.shape)),
             lengths=lengths, running=s.running & ~stopped & (lengths < s.ends), routes=routes)
 

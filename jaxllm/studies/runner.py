@@ -61,7 +61,9 @@ def run_study(
     write_json(about, stated)
     file = directory / "cells.jsonl"
     records = read_jsonl(file) if file.exists() else []
-    if file.exists():  # a kill may have left half a line, to which the next would stick
+    # A kill may have left half a line, to which the next would stick. Whole files stay as they are: another process may
+    # be adding cells of other seeds.
+    if file.exists() and not file.read_bytes().endswith(b"\n"):
         write_text(file, "".join(json.dumps(r) + "\n" for r in records))
     done = {Cell(r["arm"], r["seed"]) for r in records}
     started = time.monotonic()

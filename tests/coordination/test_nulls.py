@@ -147,8 +147,17 @@ def test_a_test_that_rejects_for_followers_is_no_evidence():
 @pytest.mark.slow
 @pytest.mark.parametrize("null,kind", [("rows", "noise"), ("shift", "noise")])
 def test_rates_of_rejection_on_its_own_null(null, kind):
-    """1,000 games of each; 0.03 to 0.07 at 0.05."""
+    """1,000 games of each; 0.03 to 0.07 at 0.05. Less the null's mean, measures are 0 on the average."""
     names = ("practical", "imin", "mmi", "i3", "g3")
-    found = rejections(simulate(kind, 1000, 10, 20, seed=3), TestConfig(null, names, 200), 0.05, seed=4)
-    for name, rate in found.items():
-        assert 0.03 <= rate.value <= 0.07, (null, name, rate)
+    found = permutation_test(simulate(kind, 1000, 10, 20, seed=3), TestConfig(null, names, 200), seed=4)
+    for name, p, corrected in zip(names, found.p.T, found.corrected.T, strict=True):
+        assert 0.03 <= (p <= 0.05).mean() <= 0.07, (null, name, (p <= 0.05).mean())
+        assert abs(corrected.mean()) < 4 * corrected.std(ddof=1) / np.sqrt(1000), (null, name, corrected.mean())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("null,kind", [("rows", "noise"), ("shift", "noise"), ("feedback", "follow")])
+def test_brojas_rate_of_rejection_on_its_own_null(null, kind):
+    """200 games of 200 surrogates each; the interval holds 0.05."""
+    found = rejections(simulate(kind, 200, 10, 20, seed=5), TestConfig(null, ("broja",), 200), 0.05, seed=6)["broja"]
+    assert found.low <= 0.05 <= found.high, (null, kind, found)

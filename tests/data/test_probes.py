@@ -26,9 +26,9 @@ def solve_needles(prompt):
 
 def solve_variables(prompt):
     held = {}
-    for name, copied, value in re.findall(r"Let ([A-Z]{4}) be (?:the same as ([A-Z]{4})|(\d+))\.", prompt):
+    for name, copied, value in re.findall(r"Let (\w+) be (?:the same as (\w+)|(\w+))\.", prompt):
         held[name] = held[copied] if copied else value
-    wanted = re.search(r"have the value (\d+)", prompt)[1]
+    wanted = re.search(r"have the value (\w+)", prompt)[1]
     return "Answer: " + ", ".join(name for name, value in held.items() if value == wanted)
 
 
@@ -59,10 +59,11 @@ def solve_assignments(prompt):
 SOLVERS = {"variables": solve_variables, "common_words": solve_common, "arithmetic": solve_arithmetic,
            "assignments": solve_assignments}
 SETTINGS = [{}, {"filler": "repeat", "values_are": "words"}, {"filler": "needles", "values_are": "codes", "keys": 9},
-            {"steps": 30, "aside": 0.3, "hops": 9, "chains": 3, "length": 1500, "depth": 0.0}]
+            {"steps": 30, "aside": 0.3, "hops": 9, "chains": 3, "length": 1500, "depth": 0.0},
+            {"names_are": "words", "chains": 3, "hops": 2}]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "repeat", "needles", "long"])
+@pytest.mark.parametrize("settings", SETTINGS, ids=["plain", "repeat", "needles", "long", "words"])
 @pytest.mark.parametrize("name", PROBES)
 def test_a_reader_of_the_prompt_solves_it_and_nobody_scores_nothing(name, settings):
     config = ProbeConfig(name, seed=5, **settings)
@@ -138,7 +139,8 @@ def test_a_probe_is_a_task_by_name():
 
 
 @pytest.mark.parametrize("given, said", [({"name": "needles"}, "probe.name"), ({"queries": 9}, "probe.queries"),
-                                         ({"depth": 2}, "probe.depth"), ({"other_times": 20}, "other_times")])
+                                         ({"depth": 2}, "probe.depth"), ({"other_times": 20}, "other_times"),
+                                         ({"name": "variables", "names_are": "words", "hops": 99}, "hops=")])
 def test_bad_settings(given, said):
     with pytest.raises(ConfigError, match=said):
         ProbeConfig(**{"name": "needle", **given})

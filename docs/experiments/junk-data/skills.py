@@ -11,7 +11,7 @@ from jaxllm.data.probes.text import ADJECTIVES, NOUNS
 HELD_BACK = 10_000_000  # problems from this number on are measured on and never learned
 REASONING: Any = {"name": "arithmetic", "length": 0, "largest": 20}
 NEEDLE: Any = {"name": "needle", "values_are": "words"}
-VARIABLES: Any = {"name": "variables", "chains": 2, "hops": 1}
+VARIABLES: Any = {"name": "variables", "chains": 2, "hops": 1, "names_are": "words"}
 COMMON: Any = {"name": "common_words", "common": 2, "common_times": 4, "other_times": 1}
 LENGTHS = {"needle": (60, 150), "variables": (80, 150), "common_words": (65, 105)}  # words, measured at both
 STEPS = 4  # of the reasoning problems that are measured

@@ -5,14 +5,20 @@ equal tokens and steps on paragraphs of which a share is junk: cut into fragment
 (low-quality), or both. What is measured: loss on clean paragraphs, probes with exact scorers, steps of reasoning that
 are skipped, drift of hidden states; again after each of two ways of healing: clean paragraphs, and problems in the
 skills' format.
-Run: python docs/experiments/junk-data/study.py [--deadline SECONDS]        (goes on where it stopped)
+Run: python docs/experiments/junk-data/study.py [--deadline SECONDS]        (goes on where it stopped; a process each on
+                                                                            two cores, seed by seed)
      python docs/experiments/junk-data/study.py --smoke                     (tiny sizes; says nothing but that it runs)
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
+import os
+import queue
 import shutil
+import subprocess
+import sys
 import time
 from functools import cached_property
 from pathlib import Path
@@ -144,7 +150,7 @@ class Study:
 
     def measure(self, arm: dict[str, Any], seed: int) -> dict[str, Any]:
         """One cell: continued training, healing, and what was measured after each; seconds without the base model's."""
-        start, sizes, run = self.base(seed), self.sizes, self.work / "cell"
+        start, sizes, run = self.base(seed), self.sizes, self.work / f"cell_{seed}"
         began, worked = time.perf_counter(), time.process_time()
         measured = Measurement(start, self.rows(DoseArm(), "held_out", sizes.held_out, 0), self.problems)
         shutil.rmtree(run, ignore_errors=True)
@@ -214,20 +220,58 @@ def main() -> None:
     """Run what is missing, and report what is there."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--deadline", type=float, help="start no further cell after this many seconds")
+    parser.add_argument("--jobs", type=int, default=2, help="seeds at once, each on a core of its own")
+    parser.add_argument("--seeds", type=int, nargs="+", help="these alone, one after the other, in this process")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, in runs/junk_data_smoke")
+    parser.add_argument("--core", type=int, help="for this process alone")
     args = parser.parse_args()
+    if args.core is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {args.core})  # before any thread of jax is there
     work = WORK.with_name("junk_data_smoke") if args.smoke else WORK
     sizes, out = (SMOKE, work / "results") if args.smoke else (Sizes(), OUT)
     arms = dose_arms()
-    # Highest doses first: a study cut short has the largest differences.
-    ordered = dict(sorted(arms.items(), key=lambda item: (item[1].kind != "clean", -item[1].dose)))
     if not jax.config.jax_compilation_cache_dir:  # every cell compiles the same three steps
         jax.config.update("jax_compilation_cache_dir", str(work.resolve() / "compiled"))
     study = Study(sizes, work)
-    run_study("junk data" + (", smoke" if args.smoke else ""), {n: dataclasses.asdict(a) for n, a in ordered.items()},
-              range(sizes.seeds), study.measure, out, deadline_s=args.deadline)
-    shutil.copy(study.data / "data.json", out)
+    if args.seeds:
+        # Highest doses first: a study cut short has the largest differences.
+        ordered = dict(sorted(arms.items(), key=lambda item: (item[1].kind != "clean", -item[1].dose)))
+        run_study("junk data" + (", smoke" if args.smoke else ""),
+                  {n: dataclasses.asdict(a) for n, a in ordered.items()}, args.seeds, study.measure, out,
+                  deadline_s=args.deadline)
+        return
+    shutil.copy(study.data / "data.json", _made(out))
+    every_seed(sizes.seeds, args)
     report(read_jsonl(out / "cells.jsonl"), arms, out, len(arms) * sizes.seeds)
+
+
+def _made(directory: Path) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+def every_seed(count: int, args: argparse.Namespace) -> None:
+    """A process for each seed, as many at once as there are jobs, each with a core of its own."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(args.jobs))
+    free: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for job in range(args.jobs):
+        free.put(cores[job % len(cores)])
+    began = time.monotonic()
+
+    def one(seed: int) -> int:
+        core = free.get()
+        left = None if args.deadline is None else args.deadline - (time.monotonic() - began)
+        command = [sys.executable, __file__, "--seeds", str(seed), "--core", str(core)]
+        command += ["--smoke"] * args.smoke + ([] if left is None else ["--deadline", str(max(0.0, left))])
+        try:
+            return subprocess.run(command, check=False).returncode
+        finally:
+            free.put(core)
+
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        codes = list(pool.map(one, range(count)))
+    if any(codes):
+        raise SystemExit(f"seeds {[s for s, code in enumerate(codes) if code]} failed; run again to go on")
 
 
 if __name__ == "__main__":

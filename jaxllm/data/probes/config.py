@@ -6,6 +6,7 @@ import dataclasses
 from typing import Literal
 
 from jaxllm.config import check
+from jaxllm.data.probes.text import ADJECTIVES, NOUNS
 
 Name = Literal["needle", "needle_keys", "needle_values", "needle_queries", "variables", "common_words", "arithmetic",
                "assignments"]
@@ -30,6 +31,8 @@ class ProbeConfig:
       depth: where the (first asked) fact stands, from 0 (begin) to 1 (end); drawn if None.
       filler: `prose`: sentences that are made up. `repeat`: one sentence again and again. `needles`: other facts.
       values_are: what facts tell: `numbers`, `words` or `codes` (hexadecimal).
+      names_are: of variables: four `letters`, with numbers as values, or `words` with words, which even the smallest
+        models can learn to follow.
       keys, values, queries: of needles.
       chains: of variables, one of which is asked for.
       hops: copies in a chain.
@@ -46,6 +49,7 @@ class ProbeConfig:
     depth: float | None = None
     filler: Literal["prose", "repeat", "needles"] = "prose"
     values_are: Literal["numbers", "words", "codes"] = "numbers"
+    names_are: Literal["letters", "words"] = "letters"
     keys: int = 4
     values: int = 4
     queries: int = 2
@@ -67,5 +71,9 @@ class ProbeConfig:
         check(self.queries <= self.keys, "probe.queries", self.queries, f"must be at most keys={self.keys}")
         check(0 < self.other_times < self.common_times, "probe.other_times", self.other_times,
               f"must lie between 0 and common_times={self.common_times}")
+        if self.name == "variables" and self.names_are == "words":
+            check(self.chains <= len(ADJECTIVES), "probe.chains", self.chains, f"there are {len(ADJECTIVES)} values")
+            check(self.chains * (self.hops + 1) <= len(NOUNS), "probe.hops", self.hops,
+                  f"of {len(NOUNS)} names chains={self.chains} leave hops={len(NOUNS) // self.chains - 1} at most")
         check(self.aside >= 0, "probe.aside", self.aside, "must not be negative")
         check(self.largest >= 20, "probe.largest", self.largest, "must be at least 20")

@@ -7,9 +7,10 @@ import string
 from typing import Any
 
 from jaxllm.data.probes.config import ProbeConfig
-from jaxllm.data.probes.text import Count, answers_in, fitting, overlap, sentences, spread
+from jaxllm.data.probes.text import ADJECTIVES, NOUNS, Count, answers_in, fitting, overlap, sentences, spread
 from jaxllm.data.tasks.base import Example, Task
 
+NAMED = {"letters": r"(?-i:\b[A-Z]{4}\b)", "words": r"\b(?!and\b)[a-z]+\b"}
 BEGIN = "In the text below some names are given values, some directly and some by copying another name. Follow them."
 
 
@@ -24,12 +25,13 @@ class Variables(Task):
         """Problem `index`; within a chain every copy stands after what it copies."""
         c = self._config
         draw = random.Random(f"variables:{c.seed + index}")
+        words = c.names_are == "words"
         names: list[str] = []
         while len(names) < c.chains * (c.hops + 1):
-            name = "".join(draw.choices(string.ascii_uppercase, k=4))
+            name = draw.choice(NOUNS) if words else "".join(draw.choices(string.ascii_uppercase, k=4))
             if name not in names and name not in ("LAST", "TEXT"):
                 names.append(name)
-        values = draw.sample(range(10_000, 100_000), c.chains)
+        values = draw.sample(ADJECTIVES if words else range(10_000, 100_000), c.chains)
         facts, places, chains = [], [], []
         for number, value in enumerate(values):
             chain = names[number * (c.hops + 1):(number + 1) * (c.hops + 1)]
@@ -50,7 +52,7 @@ class Variables(Task):
 
         text = prompt(fitting(prompt, c.length, self._count))
         return Example(text, f"Answer: {', '.join(chains[0])}",
-                       {"answers": chains[0], "pattern": r"(?-i:\b[A-Z]{4}\b)", "steps": []})
+                       {"answers": chains[0], "pattern": NAMED[c.names_are], "steps": []})
 
     def score(self, text: str, entry: dict[str, Any]) -> float:
         """1.0 for exactly the right names in any order; the share of right ones among all told and right ones."""
