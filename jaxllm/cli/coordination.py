@@ -9,6 +9,7 @@ from jaxllm.cli.actions import add_actions, run_action
 # action -> (module with add_arguments and run, one line of help)
 ACTIONS = {
     "play": ("jaxllm.cli.coordination_play", "play the group guessing game with a model or a server"),
+    "scripted": ("jaxllm.cli.coordination_scripted", "games of agents by rule, to set beside a model's"),
     "analyse": ("jaxllm.cli.coordination_analyse", "measures of games beside nulls, with pictures"),
     "calibrate": ("jaxllm.cli.coordination_calibrate", "how often each test rejects for agents that do not coordinate"),
 }

@@ -16,9 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxllm.config import check
+from jaxllm.coordination.game import GameConfig, target_of
 from jaxllm.coordination.measures import Measure, MeasureConfig
 from jaxllm.coordination.nulls import NULLS, Games, Null, TestConfig, permutation_test
-from jaxllm.coordination.scripted import SCRIPTED, Kind
+from jaxllm.coordination.records import Game
+from jaxllm.coordination.scripted import HIGH, SCRIPTED, Kind
 from jaxllm.studies import Interval, proportion_interval
 
 
@@ -56,12 +58,31 @@ class CalibrateConfig:
         check(self.games >= 1, "games", self.games, "at least 1")
 
 
+@dataclasses.dataclass(frozen=True)
+class ScriptedConfig:
+    """Games of scripted agents by the rules.
+
+    Attributes:
+      kinds: an arm of each.
+      games: in each arm.
+      game: rules.
+      seed: of mystery numbers, as in `PlayConfig`, and of guesses.
+    """
+
+    kinds: tuple[Kind, ...] = ("noise", "follow", "halving", "redundant", "synergy")
+    games: int = 200
+    game: GameConfig = GameConfig()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check(self.games >= 1, "games", self.games, "at least 1")
+
+
 def simulate(kind: Kind, games: int, agents: int, rounds: int, seed: int, whole: bool = False) -> Games:
     """Games of scripted agents with mystery numbers of 51 to 100; all go on for `rounds`, solved or not."""
     key, numbers = jax.random.split(jax.random.key(seed))
     targets = jax.random.randint(numbers, (games,), 51, 101).astype(jnp.float32)
-    guesses = SCRIPTED[kind](key, targets, agents, rounds)
-    return Games(jnp.round(guesses) if whole else guesses, targets, jnp.full((games,), rounds, jnp.int32))
+    return Games(SCRIPTED[kind](key, targets, agents, rounds, whole), targets, jnp.full((games,), rounds, jnp.int32))
 
 
 def rejections(games: Games, config: TestConfig, level: float, seed: int = 0) -> dict[str, Interval]:
@@ -97,9 +118,27 @@ def power(agents: int, rounds: int, games: int, config: TestConfig, strength: fl
 
     key = jax.random.key(seed)
     targets = jnp.full((games,), 75.0)
-    guesses = synergy(key, targets, agents, rounds, strength)
+    guesses = synergy(key, targets, agents, rounds, strength=strength)
     found = Games(guesses, targets, jnp.full((games,), rounds, jnp.int32))
     return rejections(found, config, level, seed + 1)
+
+
+def scripted_games(kind: Kind, rules: GameConfig, games: int, seed: int = 0) -> list[Game]:
+    """Games of scripted agents by the rules of `play`, with the same mystery numbers; the arm is the agents' kind.
+
+    Raises:
+      ConfigError: guesses of other than 0 to 50, which scripted agents name.
+    """
+    check((rules.low, rules.high) == (0, round(HIGH)), "high", rules.high, f"scripted agents guess 0 to {HIGH:g}")
+    targets = np.array([target_of(rules, seed, n) for n in range(games)])
+    key = jax.random.fold_in(jax.random.key(seed), list(SCRIPTED).index(kind))
+    drawn = np.asarray(SCRIPTED[kind](key, jnp.asarray(targets, jnp.float32), rules.agents, rules.rounds, True))
+    out = []
+    for number, (guesses, target) in enumerate(zip(drawn.astype(int), targets.tolist(), strict=True)):
+        right = np.flatnonzero(guesses.sum(1) == target)
+        played = guesses[:right[0] + 1] if len(right) else guesses
+        out.append(Game(kind, number, target, played, len(right) > 0, np.zeros_like(played, bool)))
+    return out
 
 
 def as_games(guesses: np.ndarray, targets: np.ndarray, lengths: np.ndarray) -> Games:

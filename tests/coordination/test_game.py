@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from jaxllm.agents.backends import EndpointConfig
+from jaxllm.cli import main
 from jaxllm.config import ConfigError
+from jaxllm.coordination.calibrate import scripted_games
 from jaxllm.coordination.game import GameConfig, feedback, personas, prompt, read_guess, target_of
 from jaxllm.coordination.play import EndpointPlayer, PlayConfig, play
 from jaxllm.coordination.records import CoordinationError, read_games, stack
@@ -102,6 +104,33 @@ def test_too_many_failures_stop_and_write_nothing(tmp_path):
     with pytest.raises(CoordinationError, match="failed_share=0.1"):
         play(config, dying, tmp_path, say=lambda _: None)
     assert not (tmp_path / "games.jsonl").exists() or not (tmp_path / "games.jsonl").read_text()
+
+
+@pytest.mark.parametrize("kind", ["noise", "persistent", "follow", "halving", "redundant", "synergy", "oscillators"])
+def test_scripted_agents_play_by_the_rules(kind):
+    rules = GameConfig(agents=4, rounds=12)
+    games = scripted_games(kind, rules, 60, seed=3)
+    assert any((np.diff(g.guesses, axis=0) != 0).any() for g in games)
+    for n, g in enumerate(games):
+        totals = g.guesses.sum(1)
+        assert g.arm == kind and g.target == target_of(rules, 3, n) and 0 <= g.guesses.min() <= g.guesses.max() <= 50
+        assert (totals[:-1] != g.target).all() and g.solved == (totals[-1] == g.target)
+        assert g.solved or len(totals) == 12
+        if kind in ("follow", "halving"):  # whole steps against what was heard of whole guesses, or none
+            steps = np.diff(g.guesses, axis=0) * np.sign(totals[:-1] - g.target)[:, None]
+            assert (steps <= 0).all()
+    if kind == "redundant":
+        assert all((g.guesses == g.guesses[:, :1]).all() for g in games)
+
+
+def test_scripted_games_from_the_command(tmp_path, capsys):
+    made = ["coordination", "scripted", "--out", str(tmp_path), "kinds=[noise,follow]", "games=5", "game.agents=3"]
+    assert main(made) == 0 and "follow" in capsys.readouterr().out
+    assert [(g.arm, g.game) for g in read_games(tmp_path / "games.jsonl")] == [
+        (kind, n) for kind in ("noise", "follow") for n in range(5)]
+    assert main(made) == 2 and "holds games already" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="0 to 50"):
+        scripted_games("noise", GameConfig(agents=1, high=100), 2)
 
 
 def test_an_endpoint_that_is_not_there_gives_no_reply():
