@@ -2,7 +2,8 @@
 
 The mixed workload is that of a reasoning model: prompts of one length, answers whose lengths are log-uniform over a
 factor of sixteen, most of them short and some several times their prompt. It is six times as many requests as there are
-slots (four with --quick), so the time in which the last ones end alone counts for both sides.
+slots (four with --quick), so the time in which the last ones end alone counts for both sides. Conversations are of five
+turns in every slot: a quarter of a prompt is said, a quarter of one answered, with the past read again or kept.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from jaxllm.models import ModelConfig
 from jaxllm.models.presets import preset
 from jaxllm.tracking import environment
 
-SLOTS, PROMPT = 32, 64
+SLOTS, PROMPT, TURNS = 32, 64, 5
 READ = 16 * PROMPT  # tokens a pass; more gain a CPU nothing, and its memory must be taken from the kernel anew
 GREEDY = Sampling(temperature=0)
 TORCH_THREADS = (1, 2)
@@ -47,19 +48,24 @@ def bench(quick: bool) -> dict[str, Any]:
                                                   prompt_bucket=PROMPT, read_tokens=READ))
 
     even, engine = engine_for(answer), engine_for(longest)
+    reading, keeping = (Engine(params, model, EngineConfig(
+        slots=SLOTS, length=4 * PROMPT, chunk=PROMPT // 4, prompt_bucket=PROMPT, read_tokens=READ,
+        reuse=reuse)) for reuse in (False, True))
 
     def static() -> None:
         for start in range(0, len(mixed), SLOTS):
             engine.run(mixed[start:start + SLOTS])
 
     sides: dict[str, Callable[[], Any]] = {"fixed": lambda: even.run(fixed),
-                                           "continuous": lambda: engine.run(mixed), "static": static}
+                                           "continuous": lambda: engine.run(mixed), "static": static,
+                                           "turns_read_again": lambda: _talk(reading, prompts),
+                                           "turns_kept": lambda: _talk(keeping, prompts)}
     peers, missing = torch_sides(lambda: _torch(model, prompts[:SLOTS], answer))
     sides |= peers
     with console.status("compiling"):  # a program for each number of prompts that is read at a time
         for count in (2**i for i in range((READ // PROMPT).bit_length())):
             engine.run([_request(i, prompts[i], 2) for i in range(count)])
-        for name in ("fixed", *peers):
+        for name in ("fixed", "turns_read_again", "turns_kept", *peers):
             sides[name]()
     # Of all threads: what a side costs also where others use the machine, which seconds on the clock do not say.
     cpu_seconds: dict[str, list[float]] = {name: [] for name in sides}
@@ -73,6 +79,7 @@ def bench(quick: bool) -> dict[str, Any]:
         seconds = paired({name: functools.partial(counted, name, call) for name, call in sides.items()}, repeats,
                          warmup=0)
     tokens = {name: SLOTS * answer for name in sides} | dict.fromkeys(("continuous", "static"), int(lengths.sum()))
+    tokens |= dict.fromkeys(("turns_read_again", "turns_kept"), SLOTS * TURNS * (PROMPT // 4))
     out: dict[str, Any] = {
         "bench": "generate", "quick": quick, "environment": environment(), "weights": weights,
         "settings": {"slots": SLOTS, "prompt": PROMPT, "read_tokens": READ, "answer": answer,
@@ -94,11 +101,22 @@ def ratios(out: dict[str, Any]) -> dict[str, float | None]:
     median = {name: float(np.median(s)) for name, s in out["seconds"].items()}
     peer = min((s for name, s in median.items() if name.startswith("torch_")), default=None)
     return {"vs_transformers": None if peer is None else peer / median["fixed"],
-            "continuous_vs_static": _static_over_continuous(out["seconds"])}
+            "continuous_vs_static": _static_over_continuous(out["seconds"]),
+            "turns_kept_vs_read_again": median["turns_read_again"] / median["turns_kept"]}
 
 
 def _static_over_continuous(seconds: dict[str, list[float]]) -> float:
     return float(np.median(seconds["static"]) / np.median(seconds["continuous"]))
+
+
+def _talk(engine: Engine, prompts: np.ndarray) -> None:
+    """Conversations of the first prompts, whose turns are pieces of later ones."""
+    quarter = PROMPT // 4
+    said = [list(p) for p in prompts[:SLOTS].tolist()]
+    for turn in range(TURNS):
+        done = engine.run([_request(i, np.array(p), quarter) for i, p in enumerate(said)])
+        said = [[*p, *c.tokens.tolist(), *prompts[SLOTS + turn, (i % 4) * quarter:][:quarter].tolist()]
+                for i, (p, c) in enumerate(zip(said, done, strict=True))]
 
 
 def _request(index: int, prompt: np.ndarray, count: int) -> Request:

@@ -80,7 +80,7 @@ def _against_nulls(axis: Any, measure: str, report: dict[str, Any]) -> None:
                 label=f"{null}{'' if evidence else ' (no evidence)'}" if x == 0 else None,
             )
     axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_xticks(range(len(arms)), arms, fontsize=8)
+    axis.set_xticks(range(len(arms)), arms, fontsize=8, rotation=45 if len(arms) > 4 else 0)
     axis.set_title(f"{measure}: bits less the null's mean, 95 %", fontsize=9)
     axis.legend(fontsize=6, frameon=False)
 
@@ -96,7 +96,8 @@ def _success(axis: Any, report: dict[str, Any], key: str, title: str) -> None:
                 color="black",
                 capsize=3,
             )
-    axis.set_xticks(range(len(report["arms"])), list(report["arms"]), fontsize=8)
+    axis.set_xticks(range(len(report["arms"])), list(report["arms"]), fontsize=8,
+                    rotation=45 if len(report["arms"]) > 4 else 0)
     axis.set_ylim(-0.03, 1.03)
     axis.set_title(title, fontsize=9)
 
