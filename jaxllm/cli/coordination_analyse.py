@@ -42,7 +42,8 @@ def _tables(report: dict[str, Any]) -> list[Any]:
 
     def interval(value: dict[str, Any] | None) -> Interval | None:
         return None if value is None else Interval(**value)
-    arms = [[name, a["games"], interval(a["success"]), interval(a["rounds"]), interval(a["differentiated"]), a["kept"]]
+    arms = [[name, a["games"], interval(a["success"]), interval(a["rounds"]), interval(a["towards"]),
+             interval(a["away"]), a["constant"], interval(a["differentiated"]), a["kept"]]
             for name, a in report["arms"].items()]
     rows = []
     for name, arm in report["arms"].items():
@@ -62,7 +63,8 @@ def _tables(report: dict[str, Any]) -> list[Any]:
                 for measure, m in measures.items()
             ]
     return [
-        table("arms", ["arm", "games", "solved", "rounds", "agents differ", "replies without a guess"], arms),
+        table("arms", ["arm", "games", "solved", "rounds", "changes as heard", "the other way",
+                        "agents that never change", "games whose agents differ", "replies without a guess"], arms),
         table(
             "measures in bits; `evidence`: the test does not reject for agents without a model of others",
             [

@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxllm.config import check, to_dict
 from jaxllm.coordination.calibrate import CalibrateConfig, as_games, calibrate, calibrated
-from jaxllm.coordination.groups import differentiation, success_model
+from jaxllm.coordination.groups import answers_to_feedback, differentiation, success_model
 from jaxllm.coordination.measures import Measure, MeasureConfig
 from jaxllm.coordination.nulls import Null, TestConfig, fisher, permutation_test, wilcoxon
 from jaxllm.coordination.records import CoordinationError, Game, stack
@@ -59,7 +59,8 @@ def analyse(games: Sequence[Game], out: str | Path, config: AnalyseConfig = Anal
     """Measure games and write `analysis.json` in `out`.
 
     Returns:
-      `arms`: by arm `success`, `rounds`, `constant` (share of agents that never change), `kept` (share of replies
+      `arms`: by arm `success`, `rounds`, `towards` and `away` (shares of changes that go the way the feedback asks for,
+        and the other), `constant` (share of agents that never change), `kept` (share of replies
         without a guess), and by null and measure the mean `corrected` value with an interval, `significant` games,
         `fisher` and `wilcoxon` p, `evidence`; `success_model`; `calibration`; `left_out`.
 
@@ -132,11 +133,14 @@ def _described(games: Sequence[Game], level: float) -> dict[str, Any]:
     solved = proportion_interval(sum(g.solved for g in games), len(games))
     long = [g for g in games if len(g.guesses) >= 2 and g.guesses.shape[1] >= 2]
     differ = [differentiation(g.guesses).p <= level for g in long]
+    answers = [answers_to_feedback(g.guesses, g.target) for g in long]
     kept = [float(g.kept.mean()) for g in games if g.kept is not None]
     return {
         "games": len(games),
         "success": _plain(solved),
         "rounds": _plain(mean_interval([len(g.guesses) for g in games])),
+        "towards": None if not long else _plain(mean_interval([a for a, _ in answers])),
+        "away": None if not long else _plain(mean_interval([b for _, b in answers])),
         "constant": float(np.mean([(np.ptp(g.guesses, 0) == 0).mean() for g in games])),
         "kept": float(np.mean(kept)) if kept else None,
         "differentiated": _plain(proportion_interval(sum(differ), len(differ))) if differ else None,

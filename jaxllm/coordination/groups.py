@@ -57,6 +57,26 @@ def differentiation(guesses: np.ndarray) -> Differentiation:
     return Differentiation(0.5 * float(stats.chi2.sf(ratio, 1)), float(ratio), spread / (spread + within))
 
 
+def answers_to_feedback(guesses: np.ndarray, target: int) -> tuple[float, float]:
+    """Shares of an agent's changes from one round to the next that go the way the feedback asks for, and the other.
+
+    Who draws guesses anew goes the right way more often than not as well, since high sums are followed by lower ones:
+    set it beside scripted agents.
+
+    Args:
+      guesses: [R, N], the rounds that were played.
+      target: mystery number.
+
+    Raises:
+      CoordinationError: fewer than two rounds.
+    """
+    x = np.asarray(guesses, np.int64)
+    if len(x) < 2:
+        raise CoordinationError(f"answers_to_feedback of {len(x)} rounds: at least 2")
+    towards = np.diff(x, axis=0) * np.sign(target - x.sum(1))[:-1, None]
+    return float((towards > 0).mean()), float((towards < 0).mean())
+
+
 def success_model(solved: Sequence[bool], synergy: Sequence[float], redundancy: Sequence[float],
                   arms: Sequence[str] | None = None) -> dict[str, dict[str, float]]:
     """Logistic regression of success on synergy, redundancy and their product, all standardised, by statsmodels.

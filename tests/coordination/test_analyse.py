@@ -9,7 +9,9 @@ from scipy.optimize import minimize
 
 from jaxllm.cli import main
 from jaxllm.coordination.analyse import AnalyseConfig, analyse
-from jaxllm.coordination.groups import differentiation, success_model
+from jaxllm.coordination.calibrate import scripted_games
+from jaxllm.coordination.game import GameConfig
+from jaxllm.coordination.groups import answers_to_feedback, differentiation, success_model
 from jaxllm.coordination.plots import draw
 from jaxllm.coordination.records import CoordinationError, Game
 
@@ -55,6 +57,17 @@ def test_the_command_analyses_and_names_what_is_wrong(tmp_path, capsys):
         file.write('{"arm": "tom", "game": 7, "target": 60, "guesses": [[1, 2, 3], [1, 2.5, 3]]}\n')
     assert main(["coordination", "analyse", str(tmp_path), *fast]) == 2
     assert "line 7: round 2, agent 2 guesses 2.5" in capsys.readouterr().err
+
+
+def test_answers_to_feedback():
+    """By hand: who stays does neither."""
+    assert answers_to_feedback(np.array([[20, 20], [30, 25], [30, 20]]), 54) == (3 / 4, 0)
+    assert answers_to_feedback(np.array([[20, 20], [10, 30], [10, 40]]), 50) == (2 / 4, 1 / 4)
+    noise, follow = (np.mean([answers_to_feedback(g.guesses, g.target) for g in games if len(g.guesses) > 1], axis=0)
+                     for games in (scripted_games(kind, GameConfig(4, 10), 80) for kind in ("noise", "follow")))
+    assert follow[1] == 0 and 0.5 < noise[0] < 0.75 and noise[0] > noise[1] > 0.2
+    with pytest.raises(CoordinationError, match="1 rounds"):
+        answers_to_feedback(np.array([[1, 2]]), 3)
 
 
 def test_agents_that_differ_and_agents_that_do_not():
