@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -85,15 +86,21 @@ def success_model(solved: Sequence[bool], synergy: Sequence[float], redundancy: 
       solved: of each game.
       synergy: bits, bias-corrected.
       redundancy: bits, bias-corrected.
-      arms: of each game; an intercept for each.
+      arms: of each game; an intercept for each. Those of which all games or none were solved say nothing beside their
+        intercept and are left out.
 
     Returns:
       For each term `coefficient` (log odds for one standard deviation), `low`, `high` (95 %) and `p`.
 
     Raises:
-      CoordinationError: all games or none were solved, or a measure is the same in all.
+      CoordinationError: all games or none were solved, a measure is the same in all, or no maximum was found.
     """
     y = np.asarray(solved, np.float64)
+    labels = np.asarray(arms if arms is not None else ["all"] * len(y))
+    mixed = np.array([y[labels == label].min() < y[labels == label].max() for label in labels])
+    if mixed.any():
+        y, labels = y[mixed], labels[mixed]
+        synergy, redundancy = (np.asarray(x, np.float64)[mixed].tolist() for x in (synergy, redundancy))
     if y.min() == y.max():
         raise CoordinationError(
             f"success_model: {'all' if y[0] else 'none'} of {len(y)} games solved, nothing to explain"
@@ -105,12 +112,15 @@ def success_model(solved: Sequence[bool], synergy: Sequence[float], redundancy: 
             raise CoordinationError(f"success_model: {name} is {x[0]:g} in all games")
         columns[name] = (x - x.mean()) / x.std()
     columns["synergy x redundancy"] = columns["synergy"] * columns["redundancy"]
-    kinds = sorted(set(arms)) if arms is not None else ["all"]
-    labels = np.asarray(arms if arms is not None else ["all"] * len(y))
+    kinds = sorted(set(labels.tolist()))
     design = np.column_stack([*columns.values(), *(labels == kind for kind in kinds)]).astype(np.float64)
     from statsmodels.discrete.discrete_model import Logit
 
-    fit: Any = Logit(y, design).fit(disp=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said below
+        fit: Any = Logit(y, design).fit(disp=0)
+    if not fit.mle_retvals["converged"]:
+        raise CoordinationError(f"success_model: no maximum found for {len(y)} games, {int(y.sum())} of them solved")
     bounds = fit.conf_int()
     names = [*columns, *(f"intercept {kind}" for kind in kinds)]
     return {name: {"coefficient": float(fit.params[i]), "low": float(bounds[i][0]), "high": float(bounds[i][1]),

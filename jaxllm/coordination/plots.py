@@ -28,16 +28,18 @@ def draw(games: Sequence[Game], report: dict[str, Any], path: str | Path) -> Non
     from matplotlib import pyplot as plt
 
     arms = list(report["arms"])
-    columns = max(3, len(arms))
-    figure, axes = plt.subplots(3, columns, figsize=(3.1 * columns, 8.4), layout="constrained", squeeze=False)
-    for axis, arm in zip(axes[0], arms, strict=False):
+    columns = min(max(3, len(arms)), 5)
+    above = -(-len(arms) // columns)  # rows of trajectories
+    figure, axes = plt.subplots(above + 2, columns, figsize=(3.1 * columns, 2.8 * (above + 2)), layout="constrained",
+                                squeeze=False)
+    for axis, arm in zip(axes[:above].flat, arms, strict=False):
         _trajectory(axis, arm, [g for g in games if g.arm == arm])
     measures = [m for m in SHOWN if any(m in by for a in report["arms"].values() for by in a.get("nulls", {}).values())]
-    for axis, measure in zip(axes[1], measures, strict=False):
+    for axis, measure in zip(axes[-2], measures, strict=False):
         _against_nulls(axis, measure, report)
-    _success(axes[2][0], report, "success", "solved")
-    _success(axes[2][1], report, "differentiated", "games whose agents differ, p <= level")
-    _calibration(axes[2][2], report)
+    _success(axes[-1][0], report, "success", "solved")
+    _success(axes[-1][1], report, "differentiated", "games whose agents differ, p <= level")
+    _calibration(axes[-1][2], report)
     for axis in axes.flat:
         if not axis.has_data():
             axis.axis("off")

@@ -105,6 +105,11 @@ def test_success_goes_with_what_it_was_made_from():
     found = success_model(solved.tolist(), s.tolist(), r.tolist())
     for name, want in (("synergy", 0.5), ("redundancy", -0.3), ("synergy x redundancy", 0.8)):
         assert found[name]["low"] < want < found[name]["high"], name
+    # An arm that solved nothing would send its intercept to minus infinity; it is left out.
+    more = success_model([*solved.tolist(), False, False], [*s, 0.1, 0.2], [*r, 0.3, 0.4], ["a"] * 4000 + ["b"] * 2)
+    assert more["synergy"] == pytest.approx(found["synergy"]) and "intercept b" not in more
+    with pytest.raises(CoordinationError, match="no maximum found for 12 games"):
+        success_model([False] * 6 + [True] * 6, range(12), [1, 2, 1, 2, 1, 2] * 2)
     with pytest.raises(CoordinationError, match="all of 4 games solved"):
         success_model([True] * 4, [1, 2, 3, 4], [1, 2, 3, 4])
     with pytest.raises(CoordinationError, match="redundancy is 1"):
