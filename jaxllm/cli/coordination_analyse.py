@@ -59,6 +59,7 @@ def _tables(report: dict[str, Any]) -> list[Any]:
                     m["fisher"],
                     m["wilcoxon"],
                     "yes" if m["evidence"] else "no",
+                    {None: "-", True: "yes", False: "no"}[m["above"]],
                 ]
                 for measure, m in measures.items()
             ]
@@ -77,6 +78,7 @@ def _tables(report: dict[str, Any]) -> list[Any]:
                 "Fisher p",
                 "Wilcoxon p",
                 "evidence",
+                "above scripted",
             ],
             rows,
         ),

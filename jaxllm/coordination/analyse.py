@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxllm.config import check, to_dict
-from jaxllm.coordination.calibrate import CalibrateConfig, as_games, calibrate, calibrated
+from jaxllm.coordination.calibrate import CalibrateConfig, as_games, calibrate, calibrated, least_mean
 from jaxllm.coordination.groups import answers_to_feedback, differentiation, success_model
 from jaxllm.coordination.measures import Measure, MeasureConfig
 from jaxllm.coordination.nulls import Null, TestConfig, fisher, permutation_test, wilcoxon
@@ -60,9 +60,10 @@ def analyse(games: Sequence[Game], out: str | Path, config: AnalyseConfig = Anal
 
     Returns:
       `arms`: by arm `success`, `rounds`, `towards` and `away` (shares of changes that go the way the feedback asks for,
-        and the other), `constant` (share of agents that never change), `kept` (share of replies
-        without a guess), and by null and measure the mean `corrected` value with an interval, `significant` games,
-        `fisher` and `wilcoxon` p, `evidence`; `success_model`; `calibration`; `left_out`.
+        and the other), `constant` (share of agents that never change), `kept` (share of replies without a guess), and
+        by null and measure the mean `corrected` value with an interval, `significant` games, `fisher` and `wilcoxon` p,
+        `evidence` (of a single game's p), `above` (the mean's interval lies above those of all scripted agents without
+        a model of others; pooled p-values do not say so); `success_model`; `calibration`; `left_out`.
 
     Raises:
       CoordinationError: games that cannot be measured.
@@ -74,7 +75,7 @@ def analyse(games: Sequence[Game], out: str | Path, config: AnalyseConfig = Anal
     triplets = guesses.shape[-1] >= 3
     measures: tuple[Measure, ...] = tuple(m for m in config.measures if triplets or m not in ("i3", "g3", "stability"))
     lines, good = _calibration(config, guesses.shape[-1], guesses.shape[1], measures, say)
-    found = {}
+    bounds, found = least_mean(lines), {}
     for null in config.nulls:
         say(f"{len(measured)} games against {config.permutations} surrogates each: {null}")
         test = TestConfig(null, measures, config.permutations, measure=config.measure)
@@ -89,6 +90,7 @@ def analyse(games: Sequence[Game], out: str | Path, config: AnalyseConfig = Anal
             arms[arm]["nulls"] = {
                 null: {
                     name: _tested(t.corrected[at, i], t.observed[at, i], t.p[at, i], config.level, (null, name) in good)
+                    | {"above": _above(t.corrected[at, i], bounds.get((null, name)))}
                     for i, name in enumerate(measures)
                 }
                 for null, t in found.items()
@@ -151,6 +153,11 @@ def _tested(corrected: np.ndarray, observed: np.ndarray, p: np.ndarray, level: f
     return {"observed": float(observed.mean()), "corrected": _plain(mean_interval(corrected.tolist())),
             "significant": _plain(proportion_interval(int((p <= level).sum()), len(p))), "fisher": fisher(p.tolist()),
             "wilcoxon": wilcoxon(corrected.tolist()), "evidence": evidence}
+
+
+def _above(corrected: np.ndarray, bound: float | None) -> bool | None:
+    """Whether the mean's interval lies above what scripted agents reach; None if nobody knows."""
+    return None if bound is None or len(corrected) < 2 else mean_interval(corrected.tolist()).low > bound
 
 
 def _success(games: Sequence[Game], found: dict[Null, Any], measures: tuple[Measure, ...]) -> dict[str, Any]:

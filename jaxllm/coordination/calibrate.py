@@ -21,7 +21,7 @@ from jaxllm.coordination.measures import Measure, MeasureConfig
 from jaxllm.coordination.nulls import NULLS, Games, Null, TestConfig, permutation_test
 from jaxllm.coordination.records import Game
 from jaxllm.coordination.scripted import HIGH, SCRIPTED, Kind
-from jaxllm.studies import Interval, proportion_interval
+from jaxllm.studies import Interval, mean_interval, proportion_interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,15 +92,21 @@ def rejections(games: Games, config: TestConfig, level: float, seed: int = 0) ->
 
 
 def calibrate(config: CalibrateConfig = CalibrateConfig()) -> list[dict[str, Any]]:  # noqa: B008 - frozen
-    """A line for each kind, null and measure: `rate` of rejections with `low` and `high`."""
+    """A line for each kind, null and measure: `rate` of rejections with `low` and `high`, and the mean `bias` of values
+    less their null's mean, bits, with `bias_low` and `bias_high` (95 %).
+    """
     out = []
     for number, kind in enumerate(config.kinds):
         games = simulate(kind, config.games, config.agents, config.rounds, config.seed + number, config.whole)
         for null in config.nulls:
             test = TestConfig(null, config.measures, config.permutations, measure=config.measure)
-            for name, found in rejections(games, test, config.level, config.seed + 1000).items():
+            tested = permutation_test(games, test, config.seed + 1000)
+            for i, name in enumerate(config.measures):
+                found = proportion_interval(int((tested.p[:, i] <= config.level).sum()), config.games)
+                bias = mean_interval(tested.corrected[:, i].tolist())
                 out.append({"agents": kind, "null": null, "measure": name, "rate": found.value, "low": found.low,
-                            "high": found.high, "games": found.n})
+                            "high": found.high, "bias": bias.value, "bias_low": bias.low, "bias_high": bias.high,
+                            "games": found.n})
     return out
 
 
@@ -109,6 +115,18 @@ def calibrated(lines: Sequence[dict[str, Any]], level: float = 0.05) -> set[tupl
     keys = {(line["null"], line["measure"]) for line in lines}
     return {key for key in keys
             if all(line["low"] <= level for line in lines if (line["null"], line["measure"]) == key)}
+
+
+def least_mean(lines: Sequence[dict[str, Any]]) -> dict[tuple[str, str], float]:
+    """By (null, measure) the mean less the null, bits, that a group must exceed to be above all scripted agents.
+
+    A bias that no single game shows is significant once many games are pooled.
+    """
+    out: dict[tuple[str, str], float] = {}
+    for line in lines:
+        key = (line["null"], line["measure"])
+        out[key] = max(out.get(key, 0.0), line["bias_high"])
+    return out
 
 
 def power(agents: int, rounds: int, games: int, config: TestConfig, strength: float = 1.0, level: float = 0.05,

@@ -8,8 +8,9 @@ Four nulls, each a pure function (key, game) -> surrogate:
   agents share, the group's feedback included, so that it rejects for agents who only follow that. Its own null:
   independent stationary agents.
 - `feedback`: each agent's changes are dealt anew among the rounds that had the same feedback. Keeps each agent's
-  answer to the feedback, the common feedback itself and every first guess. Its own null: agents that answer to the
-  feedback alone, by the same rule all game long.
+  answer to the feedback, the common feedback itself and every first guess. Made for agents that answer to the
+  feedback alone, by the same rule all game long; conservative for them, since a dealt game's totals need not give the
+  feedback that it was dealt by.
 - `policy`: the same, but the surrogate group plays its own game: feedback follows from its own total.
 
 `calibration` in `jaxllm.coordination.calibrate` measures how often each rejects for agents without any model of

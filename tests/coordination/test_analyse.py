@@ -38,6 +38,8 @@ def test_a_report_has_each_arm_null_and_measure(tmp_path):
     found = report["arms"]["tom"]["nulls"]["shift"]["mmi"]
     assert found["corrected"]["n"] == 6 and 0 < found["fisher"] <= 1 and isinstance(found["evidence"], bool)
     assert report["arms"]["tom"]["success"]["value"] == 0.5
+    highest = max(x["bias_high"] for x in report["calibration"] if (x["null"], x["measure"]) == ("shift", "mmi"))
+    assert found["above"] is (found["corrected"]["low"] > max(0, highest))
     assert json.loads((tmp_path / "analysis.json").read_text())["games"] == 13
     draw(games(), report, tmp_path / "page.png")
     assert (tmp_path / "page.png").read_bytes()[:4] == b"\x89PNG"
