@@ -98,16 +98,19 @@ def test_union_information_is_the_least_there_is(shape):
 
 
 def test_broja_is_that_of_dit():
+    """The best of four of dit's starts, which it draws: one alone may end a thousandth of a bit above the least."""
     import dit
     from dit.pid.measures.ibroja import PID_BROJA
 
     for p in random_tables(2, (2, 2, 2), seed=6):
         d = dit.Distribution(["".join(map(str, c)) for c in np.ndindex(p.shape)], p.ravel().tolist())
-        pid = PID_BROJA(d, ((0,), (1,)), (2,))
-        want = [pid[key] for key in (((0,), (1,)), ((0,),), ((1,),), ((0, 1),))]
-        found = np.array(decompose(jnp.asarray(p, jnp.float32), "broja"))
-        np.testing.assert_allclose(found, want, atol=1e-3)
-        assert found[3] >= want[3] - 1e-5  # ours is nearer to the least I(A, B; T), by the linear program above
+        tried = []
+        for start in range(4):
+            np.random.seed(start)  # noqa: NPY002 - the state that dit reads
+            pid = PID_BROJA(d, ((0,), (1,)), (2,))
+            tried.append([pid[key] for key in (((0,), (1,)), ((0,),), ((1,),), ((0, 1),))])
+        want = max(tried, key=lambda parts: parts[3])  # the least I(A, B; T) leaves the most to synergy
+        np.testing.assert_allclose(np.array(decompose(jnp.asarray(p, jnp.float32), "broja")), want, atol=1e-5)
 
 
 def test_imin_by_its_definition():
