@@ -110,7 +110,9 @@ def test_broja_is_that_of_dit():
             pid = PID_BROJA(d, ((0,), (1,)), (2,))
             tried.append([pid[key] for key in (((0,), (1,)), ((0,),), ((1,),), ((0, 1),))])
         want = max(tried, key=lambda parts: parts[3])  # the least I(A, B; T) leaves the most to synergy
-        np.testing.assert_allclose(np.array(decompose(jnp.asarray(p, jnp.float32), "broja")), want, atol=1e-5)
+        found = np.array(decompose(jnp.asarray(p, jnp.float32), "broja"))
+        np.testing.assert_allclose(found, want, atol=1e-3)
+        assert found[3] >= want[3] - 1e-5  # ours is nearer to the least I(A, B; T), by the linear program above
 
 
 def test_imin_by_its_definition():
