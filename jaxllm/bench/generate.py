@@ -43,14 +43,12 @@ def bench(quick: bool) -> dict[str, Any]:
     fixed = [_request(i, prompts[i], answer) for i in range(SLOTS)]
     mixed = [_request(i, prompts[i], int(n)) for i, n in enumerate(lengths)]
 
-    def engine_for(length: int) -> Engine:
-        return Engine(params, model, EngineConfig(slots=SLOTS, length=PROMPT + length, chunk=length,
-                                                  prompt_bucket=PROMPT, read_tokens=READ))
+    def engine_for(length: int, chunk: int, reuse: bool = False) -> Engine:
+        return Engine(params, model, EngineConfig(slots=SLOTS, length=PROMPT + length, chunk=chunk,
+                                                  prompt_bucket=PROMPT, read_tokens=READ, reuse=reuse))
 
-    even, engine = engine_for(answer), engine_for(longest)
-    reading, keeping = (Engine(params, model, EngineConfig(
-        slots=SLOTS, length=4 * PROMPT, chunk=PROMPT // 4, prompt_bucket=PROMPT, read_tokens=READ,
-        reuse=reuse)) for reuse in (False, True))
+    even, engine = engine_for(answer, answer), engine_for(longest, longest)
+    reading, keeping = (engine_for(3 * PROMPT, PROMPT // 4, reuse) for reuse in (False, True))
 
     def static() -> None:
         for start in range(0, len(mixed), SLOTS):

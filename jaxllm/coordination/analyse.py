@@ -89,8 +89,8 @@ def analyse(games: Sequence[Game], out: str | Path, config: AnalyseConfig = Anal
         if len(at):
             arms[arm]["nulls"] = {
                 null: {
-                    name: _tested(t.corrected[at, i], t.observed[at, i], t.p[at, i], config.level, (null, name) in good)
-                    | {"above": _above(t.corrected[at, i], bounds.get((null, name)))}
+                    name: _tested(t.corrected[at, i], t.observed[at, i], t.p[at, i], config.level, (null, name) in good,
+                                  bounds.get((null, name)))
                     for i, name in enumerate(measures)
                 }
                 for null, t in found.items()
@@ -149,15 +149,14 @@ def _described(games: Sequence[Game], level: float) -> dict[str, Any]:
     }
 
 
-def _tested(corrected: np.ndarray, observed: np.ndarray, p: np.ndarray, level: float, evidence: bool) -> dict[str, Any]:
-    return {"observed": float(observed.mean()), "corrected": _plain(mean_interval(corrected.tolist())),
+def _tested(corrected: np.ndarray, observed: np.ndarray, p: np.ndarray, level: float, evidence: bool,
+            bound: float | None) -> dict[str, Any]:
+    """One arm, null and measure; `bound` is the mean that scripted agents reach, None if nobody knows."""
+    mean = mean_interval(corrected.tolist())
+    return {"observed": float(observed.mean()), "corrected": _plain(mean),
             "significant": _plain(proportion_interval(int((p <= level).sum()), len(p))), "fisher": fisher(p.tolist()),
-            "wilcoxon": wilcoxon(corrected.tolist()), "evidence": evidence}
-
-
-def _above(corrected: np.ndarray, bound: float | None) -> bool | None:
-    """Whether the mean's interval lies above what scripted agents reach; None if nobody knows."""
-    return None if bound is None or len(corrected) < 2 else mean_interval(corrected.tolist()).low > bound
+            "wilcoxon": wilcoxon(corrected.tolist()), "evidence": evidence,
+            "above": None if bound is None or len(corrected) < 2 else mean.low > bound}
 
 
 def _success(games: Sequence[Game], found: dict[Null, Any], measures: tuple[Measure, ...]) -> dict[str, Any]:

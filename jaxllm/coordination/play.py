@@ -121,8 +121,7 @@ class CoordinationConfig:
     def by(self) -> dict[str, Any]:
         """What decides the replies besides the rules: a run in the same directory must have the same."""
         if self.endpoint is not None:
-            server = to_dict(self.endpoint)
-            return {name: server[name] for name in ("url", "model", "temperature") if name in server}
+            return {name: getattr(self.endpoint, name) for name in ("url", "model", "temperature")}
         return {name: getattr(self, name) for name in ("model", "chat_template", "temperature", "length", "closing")}
 
 

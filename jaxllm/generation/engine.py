@@ -160,7 +160,7 @@ class Engine:
         self._waiting: collections.deque[Request] = collections.deque()
         self._active: dict[int, Request] = {}
         self._checked: dict[int, int] = {}  # answer tokens already searched for stop texts
-        self._left: dict[int, np.ndarray] = {}  # tokens whose keys a slot that ended still holds
+        self._left: dict[int, np.ndarray] = {}  # tokens whose keys a slot that ended still holds, of these weights
         self._once, self._decider = None, decider
         if config.once:
             check(0 <= min(config.once) and max(config.once) < model.vocab_size, "once", max(config.once),
@@ -184,7 +184,8 @@ class Engine:
             rest = {name: part for name, part in params.items() if name != "layers"}
             params = {**unstack(params, self.model), **jax.tree.map(jnp.copy, rest)}
         self._params, self.version = params, version
-        self._left.clear()  # keys of other weights
+        self._left.clear()  # keys of other weights, as those that running requests have read so far
+        self._mixed = set(self._active)
 
     def reset(self) -> None:
         """Forget all that has run: what follows is bit for bit what a new engine with these weights would give.
@@ -322,23 +323,22 @@ class Engine:
             prompt = np.asarray(request.prompt[:-1])
             common = np.cumprod(lines[:, :len(prompt)] == prompt, axis=1).sum(1)
             alike += [(int(c), i, slot) for c, slot in zip(common, slots, strict=True) if c >= LEAST_REUSED]
-        chosen: dict[int, tuple[int, int]] = {}  # by slot: request, tokens in common
-        for known, i, slot in sorted(alike, key=lambda x: -x[0]):
-            if slot not in chosen and all(i != other for other, _ in chosen.values()):
-                chosen[slot] = (i, known)
+        held, used = set[int](), set[int]()  # slots, requests
         groups: dict[int, list[tuple[int, Request, int]]] = {}
-        for slot, (i, known) in chosen.items():
-            rest = len(taken[i].prompt) - known
-            width = min(max(LEAST_REUSED, 1 << (rest - 1).bit_length()), n)
+        for known, i, slot in sorted(alike, key=lambda x: -x[0]):
+            if slot in held or i in used:
+                continue
+            held.add(slot)
+            used.add(i)
+            width = min(max(LEAST_REUSED, _round_up(len(taken[i].prompt) - known)), n)
             groups.setdefault(width, []).append((slot, taken[i], known))
         for width, group in sorted(groups.items()):
             start = 0
             for size in _parts(len(group), width, self.config.read_tokens):
                 self._extend_group(width, size, group[start:start + size])
                 start += size
-        used = {i for i, _ in chosen.values()}
         # Slots that hold nothing first, so that what others hold may still be gone on with.
-        free = sorted((s for s in free if s not in chosen), key=lambda s: s in self._left)
+        free = sorted((s for s in free if s not in held), key=lambda s: s in self._left)
         return free, [r for i, r in enumerate(taken) if i not in used]
 
     def _extend_group(self, width: int, rows: int, group: list[tuple[int, Request, int]]) -> None:
@@ -351,9 +351,7 @@ class Engine:
         with self._context():
             self._state = extend(self._params, self._state, rest, known, lengths, arrivals, model=self.model,
                                  mesh=self._mesh)
-        for slot, request, _ in group:
-            self._active[slot] = request
-            del self._left[slot]
+        self._active.update({slot: request for slot, request, _ in group})
 
     def _bucket(self, length: int) -> int:
         width = self.config.prompt_bucket
@@ -378,9 +376,7 @@ class Engine:
         with self._context():
             self._state = admit(self._params, self._state, prompts, lengths, arrivals, model=self.model,
                                 mesh=self._mesh, counts=counts, decider=self._decider)
-        for slot, request in group:
-            self._active[slot] = request
-            self._left.pop(slot, None)
+        self._active.update(dict(group))
 
     def _arrivals(self, group: list[tuple[int, Request]], source: list[int], rows: int) -> Arrivals:
         """What the device is told of slots and requests, whose prompts are rows `source`, padded to `rows`."""
@@ -428,7 +424,9 @@ class Engine:
             request = self._active.pop(slot)
             self._checked.pop(slot, None)
             n = len(request.prompt)
-            if self.config.reuse:
+            if slot in self._mixed:
+                self._mixed.remove(slot)
+            elif self.config.reuse:
                 self._left[slot] = tokens[slot, :lengths[slot] - 1].copy()  # the last was never read
             end = int(lengths[slot]) if cut is None or slot not in cut else n + cut[slot]
             # Cut on the host: a slice on the device would be a program for each length.

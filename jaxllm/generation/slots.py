@@ -124,15 +124,12 @@ def admit(params: Any, state: Slots, prompts: jax.Array, lengths: jax.Array, new
         caches, routes = read_prompts(params, model, prompts, read)
     else:
         caches, counts = read_along(params, model, prompts, read, counts, decider)
-    rows, count = new.source, read[new.source]
+    rows, count, put = new.source, read[new.source], functools.partial(_put, new.slots)
 
     def by_column(x: jax.Array, fill: Any = 0) -> jax.Array:
         """`[M, ..., P, K]` in N columns such that the last row read lies just before the ring's next column."""
         wide = jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, n - x.shape[-2]), (0, 0)], constant_values=fill)
         return jax.vmap(lambda row, shift: jnp.roll(row, shift, axis=-2))(wide, state.column - count)
-
-    def put(buffer: jax.Array, values: jax.Array) -> jax.Array:
-        return buffer.at[new.slots].set(values.astype(buffer.dtype), mode="drop")
 
     def place(old: LayerCache, fresh: LayerCache) -> LayerCache:
         return LayerCache(put(old.k, by_column(fresh.k[rows])), put(old.v, by_column(fresh.v[rows])))
@@ -151,11 +148,14 @@ def admit(params: Any, state: Slots, prompts: jax.Array, lengths: jax.Array, new
         **_arrived(state, new)), mesh)
 
 
+def _put(slots: jax.Array, buffer: jax.Array, values: jax.Array) -> jax.Array:
+    """Rows of `buffer` `[S, ...]` replaced by `values` `[M, ...]`."""
+    return buffer.at[slots].set(values.astype(buffer.dtype), mode="drop")
+
+
 def _arrived(state: Slots, new: Arrivals) -> dict[str, Any]:
     """Fields of slots that take over what arrivals say of themselves."""
-    def put(buffer: jax.Array, values: jax.Array) -> jax.Array:
-        return buffer.at[new.slots].set(values.astype(buffer.dtype), mode="drop")
-
+    put = functools.partial(_put, new.slots)
     return {"ends": put(state.ends, new.ends), "running": put(state.running, jnp.ones_like(new.stoppable)),
             "stoppable": put(state.stoppable, new.stoppable),
             "keys": state.keys.at[new.slots].set(jax.vmap(jax.random.key)(new.seeds), mode="drop"),
@@ -186,9 +186,7 @@ def extend(params: Any, state: Slots, rest: jax.Array, known: jax.Array, lengths
     places = jnp.where(valid, (state.column - read[:, None] + positions) % n, n)  # past the end, where `drop` applies
     key_positions = (jnp.arange(n) - (state.column - read)[:, None]) % n
     masks = layer_masks(model, (key_positions[:, None, :] <= positions[:, :, None])[:, None], positions, key_positions)
-
-    def put(buffer: jax.Array, values: jax.Array) -> jax.Array:
-        return buffer.at[new.slots].set(values.astype(buffer.dtype), mode="drop")
+    put = functools.partial(_put, new.slots)
 
     def turned(buffer: jax.Array, fresh: jax.Array) -> jax.Array:
         moved = jax.vmap(lambda row, shift: jnp.roll(row, shift, axis=-2))(buffer[own], first - state.first[own])

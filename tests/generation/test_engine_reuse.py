@@ -120,6 +120,20 @@ def test_new_weights_and_a_reset_forget(extended):
     assert not extended
 
 
+def test_what_ran_while_weights_changed_is_not_gone_on_with(extended):
+    """Its first keys are of the old weights."""
+    engine, prompt = Engine(init(DENSE), DENSE, REUSE), list(range(20))
+    engine.submit(Request(0, prompt, 6, Sampling(temperature=0)))
+    engine.step(2)
+    engine.update(init(DENSE, 5), 1)
+    while not engine.idle:
+        engine.step()
+    for reads in (0, 1):  # the second goes on from what the first has read anew
+        (found,) = engine.run([Request(1, [*prompt, 3], 3, Sampling(temperature=0))])
+        assert found.tokens.tolist() == greedy(init(DENSE, 5), DENSE, [*prompt, 3], 3)[0]
+        assert len(extended) == reads
+
+
 def test_a_cancelled_request_leaves_what_it_read(extended):
     params = init(DENSE)
     engine = Engine(params, DENSE, REUSE)

@@ -240,14 +240,9 @@ def main() -> None:
                   {n: dataclasses.asdict(a) for n, a in ordered.items()}, args.seeds, study.measure, out,
                   deadline_s=args.deadline)
         return
-    shutil.copy(study.data / "data.json", _made(out))
+    write_text(out / "data.json", (study.data / "data.json").read_text())
     every_seed(sizes.seeds, args)
     report(read_jsonl(out / "cells.jsonl"), arms, out, len(arms) * sizes.seeds)
-
-
-def _made(directory: Path) -> Path:
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
 
 
 def every_seed(count: int, args: argparse.Namespace) -> None:
